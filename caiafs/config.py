@@ -1,0 +1,522 @@
+"""Settings: what is in force, and where each value came from.
+
+One frozen `Config` is made at the start and handed to everything else; nothing reads
+the environment or a settings file after that. A setting has the same name wherever it
+is written, and the first of these that has it wins:
+
+    -o name=value      the command line, fstab
+    name = value       a TOML file (-o config=FILE, or --config FILE)
+    CAIAFS_NAME=value  the environment
+    PRIMARY_BACKEND, CAIA_REPO_PATH, GOVC_REPO_NAME: names of an older program, still honoured
+
+Everything is validated here, at once, so that a wrong word fails the mount before it
+starts instead of the write that first needs it. `OPTIONS` is the single list of settings:
+the parser, the help text and docs/configuration.md follow it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from caiafs.errors import UsageError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What is in force for one mount. Sizes are bytes, durations are seconds."""
+
+    repo: str
+    mountpoint: str
+    source: str = ""
+    """The name shown as the mount's source in df, findmnt and /proc/self/mountinfo; "" stands for `repo`."""
+    branch: str | None = None
+    """None: the branch that the repository's HEAD names. May hold surrogate escapes: use `os.fsencode`."""
+    init: bool = False
+    ro: bool = False
+    primary: str = "memory"
+    enable_fallback: bool = True
+    operation_timeout: float = 5.0
+    commit_quiet: float = 1.0
+    commit_interval: float = 30.0
+    memory: int = 256 * MIB
+    journal_max: int = 4 * GIB
+    state_dir: str | None = None
+    """None: `caiafs/<branch>` in the git directory, see `state_directory`."""
+    author: str | None = None
+    """ "Name <mail>"; None: git's own user.name and user.email, then user@host."""
+    http: str | None = None
+    virtual: str = "hidden"
+    allow_other: bool = False
+    log_level: str = "info"
+    kernel_options: tuple[str, ...] = ()
+    """Options of mount(8) that the kernel's side of FUSE acts on, ready for fuse's own -o."""
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Things that were accepted but ignored, one sentence each: for the log at start."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            object.__setattr__(self, "source", self.repo)
+
+    @classmethod
+    def load(
+        cls,
+        repo: str | None,
+        mountpoint: str | None,
+        options: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        file: str | None = None,
+        *,
+        sloppy: bool = False,
+    ) -> Config:
+        """Gather the settings from every place; raise UsageError for the first that cannot be meant.
+
+        *options* are the values of `-o`, each possibly a comma-separated list. *repo* and
+        *mountpoint* may be None when the file or the environment names them; both end up
+        absolute, since the daemon changes its directory. *sloppy* (mount(8) -s) turns unknown
+        words of `-o` into notes.
+        """
+        loader = _Loader(sloppy)
+        words = list(split_options(options))
+        file = _one_file(words, file)
+        loader.legacy_environment(environ or {})
+        loader.environment(environ or {})
+        if file is not None:
+            loader.toml(file)
+        loader.mount_options(words)
+        loader.argument("repo", repo)
+        loader.argument("mountpoint", mountpoint)
+        return loader.finish()
+
+    def describe(self) -> dict[str, dict[str, object]]:
+        """Every setting as {"value": …, "origin": …}, ready for JSON; it holds nothing secret."""
+        described: dict[str, dict[str, object]] = {}
+        for each in fields(self):
+            if each.name in ("origins", "notes"):
+                continue
+            value = getattr(self, each.name)
+            described[each.name] = {
+                "value": list(value) if isinstance(value, tuple) else value,
+                "origin": self.origins.get(each.name, "default"),
+            }
+        return described
+
+    def with_(self, **changes: Any) -> Config:
+        """A copy with some values replaced: for tests and for what only the mount finds out."""
+        return replace(self, **changes)
+
+
+def state_directory(git_dir: str, branch: bytes | str, state_dir: str | None = None) -> str:
+    """Where the journal, the lock and the control socket of one mounted branch live.
+
+    *state_dir* is used as given. Otherwise it is one directory per branch in *git_dir*; '/' is
+    written as %2F, since the state of `a/b` would else lie inside the state of `a`. A name too
+    long for one directory entry ends in its hash instead.
+    """
+    if state_dir is not None:
+        return state_dir
+    name = os.fsencode(branch) if isinstance(branch, str) else branch
+    quoted = name.replace(b"%", b"%25").replace(b"/", b"%2F")
+    if len(quoted) > 200:
+        quoted = quoted[:160] + b"%" + hashlib.sha256(name).hexdigest()[:32].encode()
+    return os.path.join(git_dir, "caiafs", os.fsdecode(quoted))
+
+
+# -- values ---------------------------------------------------------------------------------------
+#
+# A parser takes what a place holds (a str from -o and the environment, TOML's own types from a file)
+# and returns the value, or raises ValueError whose text says what is allowed.
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+_SIZE_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    _SIZE_UNITS |= {_letter: 1 << 10 * _power, f"{_letter}ib": 1 << 10 * _power, f"{_letter}b": 1000**_power}
+_TIME_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size: 268435456, 64k, 256MiB, 1.5g. k, m, g, t count in 1024; kB, MB, GB, TB in 1000."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or match[2].lower() not in _SIZE_UNITS:
+        raise ValueError("a size such as 65536, 64k, 256MiB or 1g")
+    return round(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+
+
+def parse_seconds(text: str) -> float:
+    """Read a duration in seconds: 5, 0.5, 500ms, 5s, 1m, 2h, 1d."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or match[2].lower() not in _TIME_UNITS:
+        raise ValueError("a duration such as 500ms, 5s, 1m or 2h; a plain number counts seconds")
+    return float(match[1]) * _TIME_UNITS[match[2].lower()]
+
+
+def format_bytes(count: float) -> str:
+    """Write a size for people: 0 B, 1.5 KiB, 256 MiB. `parse_bytes` reads it back."""
+    if abs(count) < KIB:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= KIB
+        if abs(count) < 999.5 or unit == "TiB":
+            break
+    return f"{count:.3g} {unit}" if abs(count) < 999.5 else f"{count:.0f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people: 0 s, 250 µs, 500 ms, 5 s, 1 min 30 s, 2 h 5 min, 3 d 4 h."""
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.0009995:
+        return f"{seconds * 1e6:.3g} µs"
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:
+        (unit, size), (minor, minor_size) = ("min", 60), ("s", 1)
+    elif whole < 86400:
+        (unit, size), (minor, minor_size) = ("h", 3600), ("min", 60)
+    else:
+        (unit, size), (minor, minor_size) = ("d", 86400), ("h", 3600)
+    rest = whole % size // minor_size
+    return f"{whole // size} {unit} {rest} {minor}" if rest else f"{whole // size} {unit}"
+
+
+def _flag(raw: object) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    if isinstance(raw, str) and raw.lower() in _TRUE + _FALSE:
+        return raw.lower() in _TRUE
+    raise ValueError("true or false")
+
+
+def _text(raw: object) -> str:
+    # Undecodable bytes arrive as surrogate escapes and are fine: file names may hold any byte.
+    if not isinstance(raw, str) or not raw or any(ord(char) < 32 or ord(char) == 127 for char in raw):
+        raise ValueError("a text without control characters")
+    return raw
+
+
+def _choice(*allowed: str) -> Callable[[object], str]:
+    def parse(raw: object) -> str:
+        if not isinstance(raw, str) or raw.lower() not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return raw.lower()
+
+    return parse
+
+
+def _number(raw: object, parse: Callable[[str], Any]) -> Any:
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+        return parse("")
+    value = parse(raw) if isinstance(raw, str) else raw
+    if not math.isfinite(value):
+        return parse("")
+    return value
+
+
+def _size(least: int) -> Callable[[object], int]:
+    def parse(raw: object) -> int:
+        value = int(_number(raw, parse_bytes))
+        if value < least:
+            raise ValueError(f"at least {format_bytes(least)}; a plain number counts bytes")
+        return value
+
+    return parse
+
+
+def _seconds(least: float, most: float) -> Callable[[object], float]:
+    def parse(raw: object) -> float:
+        value = float(_number(raw, parse_seconds))
+        if not least <= value <= most:
+            raise ValueError(f"from {format_seconds(least)} to {format_seconds(most)}")
+        return value
+
+    return parse
+
+
+_BAD_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^/|/$|^-|(?:^|/)\.|\.lock(?:/|$)|\.$")
+
+
+def _branch(raw: object) -> str:
+    """Follow git-check-ref-format(1); refs/heads/ in front is taken off."""
+    name = raw.removeprefix("refs/heads/") if isinstance(raw, str) else ""
+    if not name or name in ("@", "HEAD") or _BAD_REF.search(name):
+        raise ValueError(
+            "a branch name as git takes it (see git check-ref-format), such as main or work/notes"
+        )
+    return name
+
+
+def _author(raw: object) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(
+        r"[^<>\x00\n]*[^<>\x00\n\s][^<>\x00\n]* <[^<>\x00\n]*>", raw
+    ):
+        raise ValueError('"Name <mail>", such as "Ada Lovelace <ada@example.org>"')
+    return raw
+
+
+def _http(raw: object) -> str:
+    raise ValueError("nothing: this version has no HTTP; leave the option out (.stats/ has the same figures)")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: how its value is read and how it is explained."""
+
+    name: str
+    parse: Callable[[object], object]
+    metavar: str
+    """How a value is written; "" for a switch."""
+    help: str
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("branch", _branch, "NAME", "the branch to mount; default: the one the repository's HEAD names"),
+    Option("init", _flag, "", "create REPO as a bare repository if it does not exist"),
+    Option("ro", _flag, "", "mount read-only"),
+    Option("primary", _choice("memory", "git"), "memory|git", "the tier that acknowledges a change"),
+    Option("enable_fallback", _flag, "BOOL", "use the other tier while the primary one fails"),
+    Option("operation_timeout", _seconds(0.01, 3600), "TIME", "how long one call may wait for a tier"),
+    Option("commit_quiet", _seconds(0, 3600), "TIME", "commit after this long without a change"),
+    Option("commit_interval", _seconds(0, 86400), "TIME", "commit at the latest this long after a change"),
+    Option("memory", _size(MIB), "SIZE", "the memory budget for file contents and metadata"),
+    Option("journal_max", _size(MIB), "SIZE", "the most the journal may take on disk"),
+    Option("state_dir", _text, "DIR", "where journal, lock and socket live; default: in the git directory"),
+    Option(
+        "author", _author, "'NAME <MAIL>'", "who the commits are by; default: git's user.name and user.email"
+    ),
+    Option("http", _http, "ADDR:PORT|unix:PATH", "not in this version"),
+    Option("virtual", _choice("hidden", "visible"), "hidden|visible", "whether listings show .stats"),
+    Option("allow_other", _flag, "", "let other users in (needs user_allow_other in /etc/fuse.conf)"),
+    Option("fsname", _text, "NAME", "the name shown as the mount's source; default: REPO"),
+    Option(
+        "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
+    ),
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
+_PATHS = {
+    "repo": Option("repo", _text, "REPO", "the repository"),
+    "mountpoint": Option("mountpoint", _text, "MOUNTPOINT", "where it is mounted"),
+}
+_FIELD = {"fsname": "source"}
+"""Options whose field in Config has another name: fsname is what every FUSE filesystem calls it."""
+
+
+# -- the words of -o ------------------------------------------------------------------------------
+
+# What mount(8) calls filesystem-independent options. The first group means something to FUSE and is
+# handed on (each with its opposite: the later word wins); the second belongs to mount(8), fstab and
+# systemd, and reaches a helper only because they pass the whole list on.
+_KERNEL = {
+    "dev": "nodev", "suid": "nosuid", "exec": "noexec", "atime": "noatime", "async": "sync",
+    "diratime": "nodiratime",
+}  # fmt: skip
+_OPPOSITE = _KERNEL | {no: yes for yes, no in _KERNEL.items()}
+_HANDED_ON = {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "noatime", "nodiratime", "sync", "dirsync"}
+_IMPLIED = {
+    "user": ("noexec", "nosuid", "nodev"), "users": ("noexec", "nosuid", "nodev"),
+    "owner": ("nosuid", "nodev"), "group": ("nosuid", "nodev"),
+}  # fmt: skip
+_IGNORED = {
+    "defaults", "auto", "noauto", "nofail", "fail", "_netdev", "user", "nouser", "users", "nousers",
+    "owner", "noowner", "group", "nogroup", "relatime", "norelatime", "strictatime", "nostrictatime",
+    "lazytime", "nolazytime", "silent", "loud", "iversion", "noiversion", "mand", "nomand",
+    "symfollow", "comment", "uhelper", "helper", "default_permissions",
+}  # fmt: skip
+
+
+def split_options(options: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    r"""Take apart the values of `-o`: (name, value or None) for each word, in order.
+
+    A comma that belongs to a value is written `\,` (as libfuse reads it), or the value is put in
+    double quotes (as mount(8) reads it).
+    """
+    for text in options:
+        word, quoted, escaped = "", False, False
+        for char in text + ",":
+            if escaped:
+                word, escaped = word + char, False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                quoted = not quoted
+            elif char == "," and not quoted:
+                name, equals, value = word.partition("=")
+                if word:
+                    yield name.strip(), value if equals else None
+                word = ""
+            else:
+                word += char
+        if word or quoted or escaped:
+            raise UsageError(f"-o {text}: a quotation mark or a backslash is left open at the end")
+
+
+def _one_file(words: Iterable[tuple[str, str | None]], file: str | None) -> str | None:
+    for name, value in words:
+        if name == "config":
+            if not value:
+                raise UsageError("-o config needs the path of a TOML file: -o config=FILE")
+            if file is not None and os.path.abspath(value) != os.path.abspath(file):
+                raise UsageError(f"two configuration files are named, {file} and {value}: give one")
+            file = value
+    return file
+
+
+# -- loading --------------------------------------------------------------------------------------
+
+# Names of an older program: "govc" was its word for the memory tier.
+_LEGACY = {
+    "PRIMARY_BACKEND": Option(
+        "primary",
+        lambda raw: _choice("memory", "git", "govc")(raw).replace("govc", "memory"),
+        "memory|git",
+        "",
+    ),
+    "CAIA_REPO_PATH": _PATHS["repo"],
+    "GOVC_REPO_NAME": _BY_NAME["fsname"],
+}
+
+
+class _Loader:
+    """Collects values; a later call overrides an earlier one, so callers go from lowest to highest."""
+
+    def __init__(self, sloppy: bool) -> None:
+        self._sloppy = sloppy
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+        self._notes: list[str] = []
+        self._kernel: list[str] = []
+
+    def legacy_environment(self, environ: Mapping[str, str]) -> None:
+        for variable, option in _LEGACY.items():
+            if raw := environ.get(variable):
+                self._set(option, raw, f"environment {variable}", variable)
+        if environ.get("PORT"):
+            self._notes.append("PORT is ignored: this version serves no HTTP.")
+
+    def environment(self, environ: Mapping[str, str]) -> None:
+        for variable, raw in sorted(environ.items()):
+            if not variable.startswith("CAIAFS_") or raw == "":
+                continue
+            name = variable.removeprefix("CAIAFS_").lower()
+            if name in _BY_NAME:
+                self._set(_BY_NAME[name], raw, f"environment {variable}", variable)
+            elif near := _near(name, _BY_NAME):
+                raise UsageError(
+                    f"{variable} in the environment is no setting; did you mean CAIAFS_{near.upper()}?"
+                )
+            else:
+                # Nothing like any setting: the environment is shared, so it may be someone else's.
+                self._notes.append(f"{variable} in the environment is no setting and is ignored.")
+
+    def toml(self, path: str) -> None:
+        path = os.path.abspath(os.path.expanduser(path))
+        try:
+            with open(path, "rb") as stream:
+                table = tomllib.load(stream)
+        except OSError as problem:
+            raise UsageError(f"cannot read the configuration file {path}: {problem.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+            raise UsageError(f"{path} is not valid TOML: {problem}") from None
+        known = _BY_NAME | _PATHS
+        for name, raw in table.items():
+            if name not in known:
+                raise UsageError(f"{path}: unknown setting {name!r}{_suggest(name, known)}")
+            self._set(known[name], raw, f"file {path}", name)
+            if name in ("repo", "mountpoint", "state_dir"):
+                # A daemon's working directory is nobody's business: relative means beside the file.
+                self._values[name] = os.path.join(
+                    os.path.dirname(path), os.path.expanduser(self._values[name])
+                )
+
+    def mount_options(self, words: Iterable[tuple[str, str | None]]) -> None:
+        for name, value in words:
+            if name == "config":
+                continue
+            if name == "rw" and value is None:
+                self._put("ro", False, "-o")
+            elif name in _BY_NAME:
+                self._mount_option(_BY_NAME[name], value)
+            elif name == "remount":
+                raise UsageError(
+                    "remount cannot change the settings of a running mount: unmount it and mount it again"
+                )
+            elif name in _HANDED_ON or name in _KERNEL:
+                self._kernel_option(name)
+            elif name in _IGNORED or name.lower().startswith(("x-", "comment=")):
+                for implied in _IMPLIED.get(name, ()):
+                    self._kernel_option(implied)
+            elif self._sloppy:
+                self._notes.append(f"-o {name} is unknown and is ignored (-s).")
+            else:
+                raise UsageError(f"-o {name}: unknown option{_suggest(name, _BY_NAME)}")
+
+    def argument(self, name: str, value: str | None) -> None:
+        if value:
+            self._set(_PATHS[name], value, "command line", name.upper())
+
+    def finish(self) -> Config:
+        if not self._values.get("repo"):
+            raise UsageError("no repository is named: give REPO, or set CAIA_REPO_PATH")
+        if not self._values.get("mountpoint"):
+            raise UsageError("no mountpoint is named: give MOUNTPOINT")
+        self._values["repo"] = os.path.abspath(self._values["repo"])
+        self._values["mountpoint"] = os.path.abspath(self._values["mountpoint"])
+        if state_dir := self._values.get("state_dir"):
+            self._values["state_dir"] = os.path.abspath(os.path.expanduser(state_dir))
+        if self._kernel:
+            self._put("kernel_options", tuple(self._kernel), "-o")
+        if "source" not in self._values:
+            self._origins["source"] = self._origins["repo"]
+        return Config(**self._values, origins=self._origins, notes=tuple(self._notes))
+
+    def _mount_option(self, option: Option, value: str | None) -> None:
+        if value is None:
+            if option.metavar and option.metavar != "BOOL":
+                raise UsageError(f"-o {option.name} needs a value: -o {option.name}={option.metavar}")
+            value = "true"
+        self._set(option, value, "-o", f"-o {option.name}")
+
+    def _kernel_option(self, name: str) -> None:
+        opposite = _OPPOSITE.get(name)
+        self._kernel = [each for each in self._kernel if each not in (name, opposite)]
+        if name in _HANDED_ON:
+            self._kernel.append(name)
+
+    def _set(self, option: Option, raw: object, origin: str, shown: str) -> None:
+        try:
+            value = option.parse(raw)
+        except ValueError as problem:
+            raise _bad(shown, raw, origin, str(problem)) from None
+        self._put(option.name, value, origin)
+
+    def _put(self, name: str, value: object, origin: str) -> None:
+        name = _FIELD.get(name, name)
+        self._values[name], self._origins[name] = value, origin
+
+
+def _bad(name: str, raw: object, origin: str, allowed: str) -> UsageError:
+    place = f" ({origin})" if origin.startswith("file ") else ""
+    return UsageError(f"{name} = {raw!r}{place} cannot be used; allowed: {allowed}")
+
+
+def _near(name: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    near = _near(name, known)
+    return f"; did you mean {near!r}?" if near else f"; known are: {', '.join(sorted(known))}"
