@@ -1,12 +1,18 @@
-"""The kernel's table of mounts, as far as caiafs needs it: /proc/self/mountinfo, see proc(5).
+"""Mounts as the machine sees them: what is mounted, what may be mounted, and how to unmount.
 
-Reading the table never touches a mounted filesystem, so it is safe while one hangs or is dead.
+Shared by the checks before a mount, by `caiafs umount` and by `caiafs doctor`. The table is
+/proc/self/mountinfo, see proc(5): reading it never touches a mounted filesystem, so it is safe
+while one hangs or is dead.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
+import stat
+import subprocess
 from dataclasses import dataclass
 
 FSTYPE = "fuse.caiafs"
@@ -71,3 +77,89 @@ def _parse(line: bytes) -> Mount:
 def _unescape(field: bytes) -> str:
     # The kernel writes space, tab, newline, backslash and # as \ooo.
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
+
+
+# -- what this machine allows -----------------------------------------------------------------------
+
+
+def fuse_device_problem(device: str = "/dev/fuse") -> str | None:
+    """Why *device* cannot be used, with the way out; None when it can.
+
+    Ordinary users need not be able to open it: fusermount3, set-uid root, does it for them.
+    """
+    if not os.path.exists(device):
+        return (
+            f"{device} does not exist: load the kernel module with `sudo modprobe fuse`; "
+            f"in a container, start it with --device /dev/fuse"
+        )
+    if os.geteuid() != 0:
+        return None
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as problem:
+        return (
+            f"{device} cannot be opened ({problem.strerror}): "
+            f"in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
+        )
+    if not _may_mount():
+        return (
+            "this process may not mount, though it is root (CAP_SYS_ADMIN is missing): in a container, add it"
+        )
+    return None
+
+
+def fusermount_problem() -> str | None:
+    """Why an ordinary user cannot mount through fusermount3, with the way out; None when it works."""
+    program = shutil.which("fusermount3")
+    if program is None:
+        return "fusermount3 is missing: `sudo apt-get install fuse3` (or your system's package of that name)"
+    if os.geteuid() == 0 or os.stat(program).st_mode & stat.S_ISUID:
+        return None
+    try:
+        os.getxattr(program, "security.capability")
+    except OSError:
+        return f"{program} is not set-uid root, so that only root can mount: `sudo chmod u+s {program}`"
+    return None
+
+
+def others_allowed(path: str = "/etc/fuse.conf") -> bool:
+    """Whether ordinary users may mount with allow_other."""
+    try:
+        with open(path, "rb") as stream:
+            return any(line.split(b"#")[0].strip() == b"user_allow_other" for line in stream)
+    except OSError:
+        return False
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Take away the topmost mount at *mountpoint*; OSError with EBUSY or EPERM when that is refused.
+
+    *lazy* also works on a busy or dead mount: it vanishes at once, and ends when nobody uses it.
+    """
+    program = shutil.which("umount") if os.geteuid() == 0 else None
+    if program is not None:
+        command = [program, *(["-l"] if lazy else []), "--", mountpoint]
+    else:
+        # An ordinary user: fusermount3 checks that the mount is theirs.
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, "fusermount3 is missing") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        code = errno.EBUSY if "busy" in said else errno.EPERM
+        raise OSError(code, said.splitlines()[-1] if said else f"{command[0]} failed")
+
+
+def _may_mount() -> bool:
+    cap_sys_admin = 21
+    with open("/proc/self/status", "rb") as stream:
+        effective = re.search(rb"^CapEff:\s*([0-9a-f]+)", stream.read(), re.MULTILINE)
+    return effective is None or bool(int(effective[1], 16) >> cap_sys_admin & 1)
