@@ -1,0 +1,76 @@
+"""The command line: words in, exit code out.
+
+`main` is the `caiafs` command, `mount_helper` what mount(8) runs as mount.caiafs. Exit codes:
+0 done, 1 failed, 2 usage, 32 mount failure as in mount(8). Every error that a person can cause or
+mend is a CaiafsError, printed here as one line on standard error.
+
+Nothing heavy is imported until a command needs it: `caiafs doctor` must run where libraries are
+missing, and `caiafs commit` should not wait for an event loop it does not use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from caiafs.cli.parser import build_parser
+from caiafs.errors import CaiafsError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `caiafs` command and return its exit code."""
+    parser = build_parser()
+    arguments, more = parser.parse_known_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if more and arguments.command == "mount" and not any(word.startswith("-") for word in more):
+        # argparse wants positional words in one run; people write `mount REPO -o ro MOUNTPOINT`.
+        arguments.places += more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    return guarded(lambda: _find(arguments.command)(arguments), "caiafs")
+
+
+def mount_helper(argv: Sequence[str] | None = None) -> int:
+    """Run as mount.caiafs or mount.fuse.caiafs: SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]."""
+    from caiafs.cli import mounting
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    # mount(8) hands our exit code on, and there 1 and 2 mean other things.
+    return 32 if guarded(lambda: mounting.helper(words), "mount.caiafs") else 0
+
+
+def guarded(command: Callable[[], int], name: str) -> int:
+    """Call *command*, and turn what people can cause into a line on standard error and an exit code."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except CaiafsError as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except BrokenPipeError:
+        # `caiafs status | head`: the reader has seen enough. Python's own flush at exit must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _find(command: str) -> Callable[[argparse.Namespace], int]:
+    if command == "doctor":
+        from caiafs.cli import doctor
+
+        return doctor.run
+    if command in ("mount", "umount"):
+        from caiafs.cli import mounting
+
+        return mounting.mount if command == "mount" else mounting.umount
+    from caiafs.cli import asking
+
+    return {"commit": asking.commit, "sync": asking.sync, "status": asking.status, "check": asking.check}[
+        command
+    ]

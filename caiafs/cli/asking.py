@@ -1,0 +1,85 @@
+"""The commands that ask a running mount (commit, sync, status), and the offline check."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from typing import Any
+
+from caiafs.cli import render
+from caiafs.control import ControlError, call, locate, mount_table, read_stats
+from caiafs.errors import CaiafsError
+
+STATUS_TIMEOUT = 10.0
+
+
+def commit(arguments: argparse.Namespace) -> int:
+    """`caiafs commit`: prints the id of the commit, or nothing where nothing had changed."""
+    request = {"message": "\n\n".join(arguments.message)} if arguments.message else {}
+    with render.ProgressLine() as progress:
+        answer = call(arguments.mountpoint, "commit", request, on_progress=progress)
+    if answer.get("commit"):
+        print(answer["commit"])
+    else:
+        print("caiafs: nothing to commit", file=sys.stderr)
+    return 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """`caiafs sync`: returns once all changes so far survive power loss."""
+    call(arguments.mountpoint, "sync")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """`caiafs status`: one mount, or all of them; 1 if one has failed or does not answer."""
+    if arguments.mountpoint is not None:
+        place = locate(arguments.mountpoint, STATUS_TIMEOUT).mountpoint
+        reports = [_report(place)]
+    else:
+        reports = [
+            _report(place) for place in sorted({each.mountpoint for each in mount_table() if each.is_caiafs})
+        ]
+    if arguments.json:
+        print(json.dumps(reports[0] if arguments.mountpoint is not None else reports, indent=2))
+    elif not reports:
+        print("no caiafs mounts")
+    else:
+        print("\n\n".join(render.status(report) for report in reports))
+    return 1 if any(_failed(report) for report in reports) else 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`caiafs check`: offline; the exit code is what the check found."""
+    try:
+        from caiafs.check import run_check
+    except ImportError as problem:
+        raise CaiafsError(
+            f"cannot load what the check needs ({problem}); `caiafs doctor` says how to mend it"
+        ) from None
+
+    return run_check(arguments.repo, arguments.branch, arguments.state_dir, arguments.repair, print)
+
+
+def _report(mountpoint: str) -> dict[str, Any]:
+    """What a mount says about itself; {"error": …} in place of figures where it says nothing."""
+    try:
+        try:
+            figures = call(mountpoint, "status", timeout=STATUS_TIMEOUT)
+        except ControlError as problem:
+            if problem.errno not in (errno.EACCES, errno.EPERM):
+                raise
+            # Someone else's mount that we may read (allow_other): the files say the same.
+            figures = {
+                name: read_stats(mountpoint, f"{name}.json", STATUS_TIMEOUT)
+                for name in ("health", "stats", "config")
+            }
+    except ControlError as problem:
+        return {"mountpoint": mountpoint, "error": str(problem)}
+    return {"mountpoint": mountpoint, **figures}
+
+
+def _failed(report: dict[str, Any]) -> bool:
+    return "error" in report or report.get("health", {}).get("state") == "failed"

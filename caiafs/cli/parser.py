@@ -1,0 +1,290 @@
+"""What the command line understands, and its --help, written so that daily work needs no manual."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+from caiafs import __version__
+from caiafs.config import OPTIONS, Config, format_bytes, format_seconds
+
+UMOUNT_TIMEOUT = 60.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `caiafs`; `command` is None when no word was given."""
+    parser = argparse.ArgumentParser(
+        prog="caiafs",
+        description="A directory that remembers everything: a filesystem at the speed of memory,\n"
+        "with ordinary git commits as its record.",
+        epilog=_text(
+            """
+            a first session:
+              mkdir ~/notes
+              caiafs mount -o init ~/notes.git ~/notes    create a repository and mount it
+              echo hello > ~/notes/hello.txt              work with any program
+              caiafs status ~/notes                       see what git does not have yet
+              caiafs commit -m "First note" ~/notes       or wait: commits happen by themselves
+              git -C ~/notes.git log --stat               it is ordinary git
+              caiafs umount ~/notes                       commit everything, then unmount
+
+            exit status: 0 done, 1 failed, 2 wrong usage, 32 mount failure (as mount(8)).
+            `caiafs COMMAND --help` explains each command; `caiafs doctor` finds out what is missing.
+            """
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"caiafs {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _mount(commands)
+    _umount(commands)
+    _commit(commands)
+    _sync(commands)
+    _status(commands)
+    _check(commands)
+    _doctor(commands)
+    return parser
+
+
+def _mount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "mount",
+        "mount a branch of a git repository",
+        """
+        Mount a branch of the git repository REPO on the empty directory MOUNTPOINT. The command
+        returns once the mount serves; the daemon goes on in the background. Every change is
+        journaled before it is acknowledged, and committed to the branch a moment later.
+
+        REPO is a bare or an ordinary repository on this machine. A branch that is checked out in
+        a work tree is refused, as git refuses it. Without REPO, CAIA_REPO_PATH names it.
+
+        A mount that a killed daemon left at MOUNTPOINT is cleared, and its journal replayed:
+        what was acknowledged is there again.
+        """,
+        _options_help()
+        + _text(
+            """
+            Sizes: 65536, 64k, 256MiB, 1g. Times: 500ms, 5s, 1m, 2h; a plain number counts seconds.
+            The words of mount(8) are understood too: ro, rw, nodev, nosuid, noexec, noatime, …
+            Each option can also stand in a TOML file (--config), or in the environment in capitals
+            after CAIAFS_, such as CAIAFS_BRANCH=main. -o wins over the file, the file over the
+            environment.
+
+            examples:
+              caiafs mount -o init ~/notes.git ~/notes
+              caiafs mount -o branch=drafts,commit_interval=5m ~/site.git /srv/drafts
+              caiafs mount -o ro,branch=v1 ~/site.git /srv/v1
+              caiafs mount -f -o log_level=debug ~/notes.git ~/notes
+              caiafs mount --config /etc/caiafs/site.toml
+
+            In /etc/fstab:
+              /srv/site.git  /srv/site  fuse.caiafs  branch=main,nofail  0  0
+            """
+        ),
+        usage="caiafs mount [-f] [-o OPTION[,OPTION…]]… [--config FILE] [REPO] [MOUNTPOINT]",
+    )
+    parser.add_argument(
+        "-f", "--foreground", action="store_true", help="stay in the foreground; log to standard error"
+    )
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTION[,…]",
+        help="mount options, see below",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="read settings (also repo and mountpoint) from a TOML file"
+    )
+    parser.add_argument("places", nargs="*", metavar="REPO MOUNTPOINT", help="what to mount, and where")
+
+
+def _umount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "umount",
+        "commit everything, then unmount",
+        """
+        Commit all that git does not have yet, unmount, and wait until the daemon has ended: then
+        everything is in git. A mount whose daemon is dead is cleared; what it acknowledged is in
+        its journal, and the next mount replays it.
+        """,
+        """
+        examples:
+          caiafs umount ~/notes
+          caiafs umount --timeout 600 /srv/site     a slow disk and a lot to commit
+        """,
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=UMOUNT_TIMEOUT,
+        metavar="SECONDS",
+        help="give up after so long without any progress (default: %(default)g)",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+
+
+def _commit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "commit",
+        "commit now",
+        """
+        Commit what has changed so far, as it is at this moment, and print the commit's id. When
+        this returns, the changes are in git and survive power loss. Nothing to commit prints no
+        id and is no failure.
+        """,
+        """
+        examples:
+          caiafs commit ~/notes
+          caiafs commit -m "Chapter one" -m "First complete draft." ~/notes
+        """,
+    )
+    parser.add_argument(
+        "-m",
+        "--message",
+        action="append",
+        metavar="MESSAGE",
+        help="the commit's message; repeat it for further paragraphs (default: it says what changed)",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the mount, or any path in it")
+
+
+def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "sync",
+        "make everything so far survive power loss",
+        """
+        Write the journal through to the disk. When this returns, every change made so far
+        survives power loss, whether or not git has it yet.
+        """,
+        """
+        example:
+          caiafs sync ~/notes
+        """,
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the mount, or any path in it")
+
+
+def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "status",
+        "health, tiers, and what is not yet in git",
+        """
+        Show how a mount is: its health, which tier answers, what git does not have yet, memory
+        against its budget, the journal, the last commit. Without MOUNTPOINT, all caiafs mounts
+        of this machine. The same figures are in MOUNTPOINT/.stats.
+
+        The exit status is 1 if a mount has failed, is dead or does not answer.
+        """,
+        """
+        examples:
+          caiafs status
+          caiafs status --json ~/notes | jq .health.state
+        """,
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print health.json, stats.json and config.json in one"
+    )
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="the mount, or any path in it")
+
+
+def _check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "verify journal, side ref and objects of an unmounted repository",
+        """
+        Verify what caiafs keeps in the repository REPO: that the journal reads back, that the side
+        ref fits its branch, that the objects they name exist. Nothing is changed without --repair.
+        For git's own part, run git fsck.
+        """,
+        """
+        examples:
+          caiafs check ~/notes.git
+          caiafs check --branch drafts --repair ~/site.git
+        """,
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="mend what can be mended, and say what was done"
+    )
+    parser.add_argument(
+        "--branch", metavar="NAME", help="only this branch (default: all that have been mounted)"
+    )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="where the mount kept its state, if state_dir= was set"
+    )
+    parser.add_argument("repo", metavar="REPO")
+
+
+def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _command(
+        commands,
+        "doctor",
+        "what this machine lacks, and the command that mends it",
+        """
+        Look for everything that mounting needs: Python, FUSE, fusermount3, libraries, limits.
+        Prints one line for each, and the command that mends what is missing.
+        The exit status is 1 if something that is required is missing.
+        """,
+        "",
+    )
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    short: str,
+    description: str,
+    epilog: str,
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=short,
+        description=_text(description),
+        epilog=_text(epilog),
+        usage=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _options_help() -> str:
+    defaults = Config("", "")
+    lines = ["options of -o:"]
+    for option in OPTIONS:
+        word = f"{option.name}={option.metavar}" if option.metavar else option.name
+        default = getattr(defaults, option.name, None)
+        shown = ""
+        if isinstance(default, bool):
+            shown = f" (default: {str(default).lower()})" if option.metavar else ""
+        elif isinstance(default, int):
+            shown = f" (default: {format_bytes(default).replace(' ', '')})"
+        elif isinstance(default, float):
+            shown = f" (default: {format_seconds(default).replace(' ', '')})"
+        elif isinstance(default, str):
+            shown = f" (default: {default})"
+        text = textwrap.wrap(option.help + shown, 62)
+        if len(word) > 25:
+            lines.append(f"  {word}")
+            word = ""
+        lines += [f"  {word if number == 0 else '':<27} {line}" for number, line in enumerate(text)]
+    return "\n".join(lines) + "\n\n"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError("a positive number of seconds")
+    return value
+
+
+def _text(block: str) -> str:
+    return textwrap.dedent(block).strip("\n")
