@@ -154,7 +154,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise OSError(errno.ENOENT, "fusermount3 is missing") from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
-        code = errno.EBUSY if "busy" in said else errno.EPERM
+        # "target is busy", "Device or resource busy"; the path may hold the word too.
+        code = errno.EBUSY if "busy" in said.replace(mountpoint, "") else errno.EPERM
         raise OSError(code, said.splitlines()[-1] if said else f"{command[0]} failed")
 
 
