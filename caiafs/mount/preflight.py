@@ -114,6 +114,13 @@ def check_mountpoint(mountpoint: str) -> None:
             f"the mountpoint {mountpoint} does not exist; create it with `mkdir -p {quoted}`", errno.ENOENT
         ) from None
     except OSError as problem:
+        covering = mount_at(os.path.realpath(mountpoint))
+        if problem.errno == errno.EACCES and covering is not None and covering.is_caiafs:
+            raise _error(
+                f"another user has mounted {covering.source} at {mountpoint}: mount on another directory, "
+                f"or clear it with `sudo caiafs umount {quoted}`",
+                errno.EACCES,
+            ) from None
         raise _error(
             f"cannot look into {mountpoint}: {problem.strerror}", problem.errno or errno.EIO
         ) from None
