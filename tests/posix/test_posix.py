@@ -1,0 +1,64 @@
+"""Runs every check of checks/ on tmpfs, as the control, and on a mount.
+
+What the checks leave behind on the mount is then unmounted, mounted again and compared with how it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import pkgutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import checks
+import pytest
+from checks.kit import CASES, Case
+from support.mounts import Mount, run
+from support.snapshots import assert_same, snapshot
+from support.users import need_root
+
+for module in pkgutil.iter_modules(checks.__path__):
+    importlib.import_module(f"{checks.__name__}.{module.name}")
+
+
+@pytest.fixture(scope="module")
+def tmpfs(scratch: Path) -> Iterator[Path]:
+    """The control: a small tmpfs of its own for root, /dev/shm for anybody else."""
+    if os.geteuid() == 0:
+        path = scratch / "tmpfs"
+        path.mkdir()
+        run("mount", "-t", "tmpfs", "-o", "size=512m,mode=755", "caiafs-control", path)
+        yield path
+        run("umount", "-l", path)
+    else:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+            yield Path(name)
+
+
+@pytest.fixture(scope="module", params=["tmpfs", "caiafs"])
+def place(request: pytest.FixtureRequest) -> Path:
+    if request.param == "tmpfs":
+        return request.getfixturevalue("tmpfs")
+    mount: Mount = request.getfixturevalue("shared_mount")
+    return mount.path
+
+
+_numbers = itertools.count()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_check(place: Path, case: Case) -> None:
+    if case.root:
+        need_root()
+    directory = place / f"d{next(_numbers)}"
+    directory.mkdir(0o755)
+    case.run(directory)
+
+
+def test_everything_the_checks_left_survives_a_remount(shared_mount: Mount) -> None:
+    before = snapshot(shared_mount.path)
+    shared_mount.remount()
+    assert_same(before, snapshot(shared_mount.path))

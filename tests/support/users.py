@@ -1,0 +1,66 @@
+"""Acting as another user.
+
+Root lowers its ids for a while, so that a check of permissions costs two system calls and no
+process. The kernel drops the effective capabilities with the effective uid and gives them back
+with it, so what happens in between is judged as for any ordinary user.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+ALICE = 65534
+BOB = 65533
+CAROL = 65532
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def need_root() -> None:
+    if not is_root():
+        pytest.skip("needs root")
+
+
+@contextmanager
+def acting_as(uid: int, gid: int | None = None, groups: Sequence[int] = ()) -> Iterator[None]:
+    """Runs the body as *uid* with the group *gid* (the same number unless given) and *groups*."""
+    need_root()
+    gid = uid if gid is None else gid
+    before = os.getgroups()
+    os.setgroups(list(groups))
+    os.setresgid(gid, gid, 0)
+    os.setresuid(uid, uid, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(before)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Forks a child that runs *work*; gives its pid. The child exits 0, or 1 after a traceback."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def join(*pids: int) -> None:
+    """Waits for children of in_child and fails if one of them failed."""
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert not any(codes), f"children exited with {codes}"
