@@ -1,0 +1,372 @@
+"""The store: git, as caiafs sees it. Everything that touches the repository is in this package.
+
+    store/layout    the repository on disk, its work trees
+    store/objects   trees and commits as bytes           (pure)
+    store/names     what git takes into a tree           (pure)
+    store/packindex from a name to a pack and an offset
+    store/odb       where an object is, and its bytes
+    store/blobs     blobs too large for memory
+    store/pack      one durable pack per commit
+    store/refs      read, compare-and-swap
+    store/repack    a few packs instead of many
+
+filesystem and history read through a Store, the committer's worker writes through one of its
+own in another process. Calls block; callers put them into threads. Reading is safe from several
+threads at once; a PackWriter belongs to one.
+
+Nothing is cached that another git process could change: pushes, repacks and packed refs are
+seen at once. The repository is an ordinary one, and the only files caiafs adds inside objects/
+are packs and their `.keep`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+from caiafs.errors import ObjectCorrupt, ObjectMissing, StoreError
+from caiafs.store import repack
+from caiafs.store.blobs import BlobReader, Spool, open_pieces, verified
+from caiafs.store.disk import failed
+from caiafs.store.layout import Layout, create_bare
+from caiafs.store.names import (
+    CONTENT_CHECK_LIMIT,
+    needs_content_check,
+    storable_content,
+    storable_entry,
+    storable_name,
+)
+from caiafs.store.objects import (
+    BLOB,
+    COMMIT,
+    DIRECTORY,
+    EXECUTABLE,
+    GITLINK,
+    REGULAR,
+    SYMLINK,
+    TAG,
+    TREE,
+    Commit,
+    Oid,
+    TreeEntry,
+    encode_commit,
+    encode_tree,
+    is_directory,
+    parse_commit,
+    parse_tag,
+    parse_tree,
+    patch_tree,
+    valid_identity,
+)
+from caiafs.store.odb import ObjectDatabase
+from caiafs.store.pack import KeptPack, PackWriter, clear_stale_keeps, clear_stale_temps
+from caiafs.store.refs import Refs, valid_ref
+
+__all__ = [
+    "BLOB",
+    "COMMIT",
+    "CONTENT_CHECK_LIMIT",
+    "DIRECTORY",
+    "EMPTY_TREE",
+    "EXECUTABLE",
+    "GITLINK",
+    "REGULAR",
+    "SYMLINK",
+    "TREE",
+    "BlobReader",
+    "Change",
+    "Commit",
+    "KeptPack",
+    "Oid",
+    "PackWriter",
+    "Store",
+    "TreeEntry",
+    "encode_commit",
+    "encode_tree",
+    "needs_content_check",
+    "patch_tree",
+    "storable_content",
+    "storable_entry",
+    "storable_name",
+    "valid_identity",
+]
+
+EMPTY_TREE: Oid = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # git knows it without storing it
+
+
+class Change(NamedTuple):
+    """One path that differs between two trees; a whole directory that came or went is one change."""
+
+    path: tuple[bytes, ...]
+    old: TreeEntry | None
+    new: TreeEntry | None
+
+
+class Store:
+    """One git repository. Made by `create` or `open`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.git_dir = layout.git_dir  # the common directory: objects and refs are here
+        self.bare = layout.work_tree is None
+        self._layout = layout
+        self._odb = ObjectDatabase(os.path.join(self.git_dir, "objects"))
+        self._refs = Refs(self.git_dir, layout.logs_refs)
+
+    # --- making and opening
+
+    @classmethod
+    def create(cls, path: str, branch: bytes = b"main") -> Store:
+        """Create a bare repository at *path* (absent, or an empty directory), durably, and open it."""
+        path = os.path.abspath(path)
+        if not valid_ref(b"refs/heads/" + branch):
+            raise StoreError(f"{os.fsdecode(branch)!r} is no name for a branch")
+        try:
+            create_bare(path, branch)
+        except OSError as error:
+            raise failed(f"cannot create a repository at {path}", error) from error
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str) -> Store:
+        """Open the repository at *path*: bare, a work tree, a `.git` directory or a `.git` file.
+
+        RepositoryMissing when there is none; RepositoryUnsupported when its format is not written here.
+        """
+        path = os.path.abspath(path)
+        try:
+            return cls(Layout(path))
+        except OSError as error:
+            raise failed(f"cannot open the repository at {path}", error) from error
+
+    def refresh(self) -> None:
+        """See added and removed packs now. Reading does it anyway; an idle store frees what is gone."""
+        self._odb.rescan()
+
+    def close(self) -> None:
+        """Let go of every file. Blob readers that are open stay readable."""
+        self._odb.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- branches and refs
+
+    def head_branch(self) -> bytes | None:
+        """Short name of the branch HEAD points at, born or not; None when HEAD is detached."""
+        return self._layout.head_branch()
+
+    def checked_out_at(self, branch: bytes) -> str | None:
+        """The work tree that has *branch* checked out (or is rebasing it); None if there is none.
+
+        A bare repository's own HEAD is only a default for clones and does not count.
+        """
+        return self._layout.checked_out_at(branch)
+
+    def read_ref(self, refname: bytes) -> Oid | None:
+        """What *refname* (a full name) points at now; None: no such ref; StoreError: it is broken."""
+        return self._refs.read(refname)
+
+    def swap_ref(self, refname: bytes, old: Oid | None, new: Oid, message: bytes, who: bytes) -> bool:
+        """Move *refname* from *old* (None: it must not exist) to *new*; durable on return.
+
+        False when it is not at *old* any more; RefLocked when another process holds its lock.
+        *message* and *who* (`Name <mail>`) go into the reflog, if the repository keeps one.
+        """
+        return self._refs.swap(refname, old, new, message, who)
+
+    def ref_signature(self, refname: bytes) -> tuple[object, ...]:
+        """A cheap token that changes whenever *refname* may have; for polling."""
+        return self._refs.signature(refname)
+
+    # --- objects
+
+    def commit(self, oid: Oid) -> Commit:
+        """A commit; a tag that points at one is followed."""
+        for _ in range(10):
+            kind, data = self._odb.read(oid)
+            if kind != TAG:
+                break
+            oid, _ = parse_tag(data, oid)
+        if kind != COMMIT:
+            raise ObjectCorrupt(f"object {oid.hex()} is used as a commit, but is none")
+        return parse_commit(data, oid)
+
+    def tree(self, oid: Oid) -> list[TreeEntry]:
+        """The entries of a tree, in git's order; ObjectCorrupt when a name in it cannot be a file's."""
+        return parse_tree(self.tree_bytes(oid), oid)
+
+    def tree_bytes(self, oid: Oid) -> bytes:
+        """A tree as it is stored, for patch_tree."""
+        if oid == EMPTY_TREE:
+            return b""
+        kind, data = self._odb.read(oid)
+        if kind != TREE:
+            raise ObjectCorrupt(f"object {oid.hex()} is used as a directory, but is none")
+        return data
+
+    def blob(self, oid: Oid) -> bytes:
+        """A blob, whole in memory: for small ones; see open_blob."""
+        kind, data = self._odb.read(oid)
+        if kind != BLOB:
+            raise ObjectCorrupt(f"object {oid.hex()} is used as a file, but is none")
+        return data
+
+    def blob_size(self, oid: Oid) -> int:
+        """A blob's size, read from its header."""
+        return self._odb.blob_size(oid)
+
+    def blob_sizes(self, oids: Iterable[Oid]) -> list[int]:
+        """The sizes of many blobs; -1 for one that is missing or damaged, so that a listing survives it."""
+        size_of = self._odb.blob_size
+        sizes = []
+        for oid in oids:
+            try:
+                sizes.append(size_of(oid))
+            except (ObjectMissing, ObjectCorrupt):
+                sizes.append(-1)
+        return sizes
+
+    def has(self, oid: Oid) -> bool:
+        """Whether the object is there (not whether it is intact)."""
+        return oid == EMPTY_TREE or self._odb.has(oid)
+
+    def open_blob(self, oid: Oid, spool_dir: str) -> BlobReader:
+        """Random access to a blob of any size; what was read is kept in a nameless file in *spool_dir*."""
+        size, pieces = open_pieces(self._odb, oid, lambda: Spool(spool_dir))
+        return BlobReader(oid, size, pieces, Spool(spool_dir))
+
+    def stream_blob(self, oid: Oid, spool_dir: str | None = None) -> Iterator[bytes]:
+        """A blob's content, a piece at a time; verified when the last piece was given.
+
+        Only a blob that is stored as a delta needs *spool_dir* (default: the git directory).
+        """
+        size, pieces = open_pieces(self._odb, oid, lambda: Spool(spool_dir or self.git_dir))
+        return verified(oid, size, pieces)
+
+    # --- history
+
+    def is_ancestor(self, a: Oid, b: Oid) -> bool:
+        """Whether *b* contains *a* (every commit contains itself)."""
+        if a == b:
+            return True
+        return a in self._common(a, b, stop_at=a)
+
+    def merge_base(self, a: Oid, b: Oid) -> Oid | None:
+        """A best common ancestor, the latest if there are several; None for unrelated histories."""
+        if a == b:
+            return a
+        found = self._common(a, b)
+        best = [oid for oid in found if not any(o != oid and self.is_ancestor(oid, o) for o in found)]
+        return best[0] if best else None
+
+    def _common(self, a: Oid, b: Oid, stop_at: Oid | None = None) -> list[Oid]:
+        """Common ancestors of *a* and *b* not hidden behind others, latest first.
+
+        Both histories are walked at once, latest commit first, until everything left is behind
+        something common. Clocks that ran backwards may leave a redundant one in the result.
+        """
+        of_a, of_b, stale = 1, 2, 4
+        shallow = self._shallow()
+        flags = {a: of_a, b: of_b}
+        commits = {a: self.commit(a), b: self.commit(b)}
+        queue = [(-commits[oid].time, oid) for oid in (a, b)]
+        heapify(queue)
+        live = {a, b}  # queued and not stale
+        found: list[Oid] = []
+        while live:
+            _, oid = heappop(queue)
+            live.discard(oid)
+            mark = flags[oid]
+            if mark & (of_a | of_b) == of_a | of_b:
+                if oid == stop_at:
+                    return [oid]
+                if not mark & stale and oid not in found:
+                    found.append(oid)
+                mark |= stale
+            for parent in () if oid in shallow else commits[oid].parents:
+                known = flags.get(parent, 0)
+                if known & mark == mark:
+                    continue
+                flags[parent] = known | mark
+                if parent not in commits:
+                    commits[parent] = self.commit(parent)
+                heappush(queue, (-commits[parent].time, parent))
+                if flags[parent] & stale:
+                    live.discard(parent)
+                else:
+                    live.add(parent)
+        return [oid for oid in found if not flags[oid] & stale]
+
+    def _shallow(self) -> frozenset[Oid]:
+        try:
+            with open(os.path.join(self.git_dir, "shallow"), "rb") as file:
+                return frozenset(bytes.fromhex(line.decode()) for line in file.read().split())
+        except (FileNotFoundError, ValueError):
+            return frozenset()
+
+    def diff(self, a: Oid | None, b: Oid | None) -> Iterator[Change]:
+        """What differs between two trees, by name; None is the empty tree.
+
+        Directories on both sides are descended into; one that came, went or changed its kind is one
+        change. Equal subtrees are not read.
+        """
+        if a == b:
+            return
+        stack: list[tuple[tuple[bytes, ...], Iterator[Change]]] = [((), self._diff_level((), a, b))]
+        while stack:
+            change = next(stack[-1][1], None)
+            if change is None:
+                stack.pop()
+                continue
+            path, old, new = change
+            if old is None or new is None or not (is_directory(old.mode) and is_directory(new.mode)):
+                yield change
+            elif old.oid != new.oid:
+                stack.append((path, self._diff_level(path, old.oid, new.oid)))
+
+    def _diff_level(self, path: tuple[bytes, ...], a: Oid | None, b: Oid | None) -> Iterator[Change]:
+        before = {entry.name: entry for entry in self.tree(a)} if a is not None else {}
+        after = {entry.name: entry for entry in self.tree(b)} if b is not None else {}
+        changed = {name for name, entry in before.items() if after.get(name) != entry}
+        changed.update(after.keys() - before.keys())
+        for name in sorted(changed):
+            yield Change((*path, name), before.get(name), after.get(name))
+
+    # --- writing
+
+    def pack_writer(self, tmp_dir: str) -> PackWriter:
+        """A new pack; *tmp_dir* is on the repository's filesystem, outside objects/."""
+        return PackWriter(self._odb.path, tmp_dir)
+
+    def clear_stale(self, tmp_dir: str) -> int:
+        """Remove what a worker that was killed left behind: temporary files and `.keep`s; how many.
+
+        Files of living processes are locked and stay. Ref locks stay, too: nothing proves whose they are.
+        """
+        return clear_stale_temps(tmp_dir) + clear_stale_keeps(os.path.join(self._odb.path, "pack"))
+
+    def pack_count(self) -> int:
+        """Packs that consolidation may join (those with `.keep` not counted)."""
+        return repack.unkept_packs(self._odb.path)
+
+    def consolidate(
+        self,
+        tmp_dir: str,
+        *,
+        more_than: int = repack.PACKS_BEFORE,
+        git: str | None = "git",
+        timeout: float = 900,
+    ) -> bool:
+        """Join packs when there are more than *more_than*; True when that made them fewer.
+
+        With *git* on the PATH it does the work, niced; with None, or without git, caiafs does. StoreError
+        when it failed; nothing is lost then.
+        """
+        return repack.consolidate(
+            self._odb, self.git_dir, tmp_dir, more_than=more_than, git=git, timeout=timeout
+        )

@@ -1,0 +1,403 @@
+"""Writing packs: the one way objects get into the repository.
+
+The committer adds objects and gets one durable pack per commit: two files and four fsyncs,
+however many objects; loose objects would be one fsync each and were slower from the first
+file on (docs/decisions.md). dulwich's writer was not chosen: it holds every object in memory,
+reads each one twice again, and syncs nothing.
+
+Order of finish(): temporary pack and index are synced, `.keep` appears, then the pack, then the
+index, then the directory is synced. An object in the pack is visible only when everything is
+there. Until its ref has moved, `.keep` protects the pack from `git gc`; a lock on that file, which
+the kernel drops when this process ends, tells the next start which `.keep` files are stale.
+
+Temporary files live outside objects/, where `git prune` would delete them.
+One thread uses a PackWriter at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Protocol
+
+from isal import isal_zlib
+
+from caiafs.errors import StoreError
+from caiafs.store.disk import failed, fsync_dir, write_all
+from caiafs.store.objects import BLOB, KIND_NAMES, Oid
+
+LEVEL = 1
+TEMP_PREFIX = "caiafs-pack-"
+KEEP_PREFIX = b"caiafs "
+_IN_MEMORY = 8 * 1024 * 1024  # a pack up to this size is written in one go
+_COPY = 1024 * 1024
+
+
+class _Deflater(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+class KeptPack:
+    """A durable pack that `.keep` protects until `release()`."""
+
+    def __init__(self, path: str, keep: str | None, keep_fd: int, objects: int, size: int) -> None:
+        self.path = path  # of the .pack
+        self.name = os.path.basename(path)
+        self.objects = objects
+        self.size = size
+        self._keep = keep
+        self._keep_fd = keep_fd
+
+    def release(self) -> None:
+        """Remove `.keep`: a ref leads to the objects now. Harmless when done twice."""
+        if self._keep is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._keep)
+            self._keep = None
+        self._close()
+
+    def _close(self) -> None:
+        if self._keep_fd >= 0:
+            os.close(self._keep_fd)
+            self._keep_fd = -1
+
+    def __del__(self) -> None:
+        self._close()
+
+
+class PackWriter:
+    """Collects objects into one pack. Ends with finish() or abort(); also a context manager that aborts."""
+
+    def __init__(self, objects_dir: str, tmp_dir: str) -> None:
+        self._objects_dir = objects_dir
+        self._tmp_dir = tmp_dir
+        self._entries: dict[Oid, tuple[int, int]] = {}  # oid -> (offset, crc32)
+        self._buffer = bytearray(_header(0))
+        self._flushed = 0  # bytes of the pack that are in the file already
+        self._fd = -1
+        self._path = ""
+        self._open = True
+
+    def __enter__(self) -> PackWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, oid: object) -> bool:
+        return oid in self._entries
+
+    @property
+    def size(self) -> int:
+        """Bytes of pack so far."""
+        return self._flushed + len(self._buffer)
+
+    def add(self, kind: int, data: bytes) -> Oid:
+        """Add an object (1 commit, 2 tree, 3 blob); nothing is written twice."""
+        digest = hashlib.sha1(b"%b %d\0" % (KIND_NAMES[kind], len(data)), usedforsecurity=False)
+        digest.update(data)
+        oid = digest.digest()
+        if oid not in self._entries:
+            deflated = isal_zlib.compress(data, LEVEL)
+            self._add_raw(oid, _entry_header(kind, len(data)) + deflated)
+        return oid
+
+    def add_raw(self, oid: Oid, raw: bytes) -> None:
+        """Add an entry copied from another pack: its header and deflated data, no delta."""
+        if oid not in self._entries:
+            self._add_raw(oid, raw)
+
+    def add_stream(self, size: int, chunks: Iterable[bytes]) -> Oid:
+        """Add a blob of exactly *size* bytes; memory does not grow with it.
+
+        StoreError when *chunks* hold more or less; the writer can go on without that blob then, and
+        also when *chunks* raises.
+        """
+        self._check_open()
+        start = self.size
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        deflater: _Deflater = isal_zlib.compressobj(LEVEL)
+        try:
+            head = _entry_header(BLOB, size)
+            self._write(head)
+            crc = zlib.crc32(head)
+            total = 0
+            for chunk in chunks:
+                total += len(chunk)
+                if total > size:
+                    raise StoreError(f"a blob of {size} bytes is longer; it changed while it was stored")
+                digest.update(chunk)
+                piece = deflater.compress(chunk)
+                crc = zlib.crc32(piece, crc)
+                self._write(piece)
+            if total != size:
+                raise StoreError(f"a blob of {size} bytes ended after {total}; it changed meanwhile")
+            piece = deflater.flush()
+            crc = zlib.crc32(piece, crc)
+            self._write(piece)
+        except BaseException:
+            self._truncate(start)
+            raise
+        oid = digest.digest()
+        if oid in self._entries:
+            self._truncate(start)
+        else:
+            self._entries[oid] = (start, crc)
+        return oid
+
+    def finish(self) -> KeptPack | None:
+        """Make the pack durable and visible; None when nothing was added.
+
+        After an error nothing is visible; the writer is closed either way. StoreError carries the errno.
+        """
+        self._check_open()
+        if not self._entries:
+            self.abort()
+            return None
+        try:
+            return self._finish()
+        except OSError as error:
+            raise failed(f"cannot write a pack into {self._objects_dir}", error) from error
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Forget everything that was added, and remove the temporary file."""
+        self._open = False
+        self._buffer = bytearray()
+        self._entries = {}
+        if self._fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            self.abort()
+
+    # --- inside
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreError("the pack writer is closed")
+
+    def _add_raw(self, oid: Oid, raw: bytes) -> None:
+        self._check_open()
+        offset = self.size
+        try:
+            self._write(raw)
+        except BaseException:
+            self._truncate(offset)
+            raise
+        self._entries[oid] = (offset, zlib.crc32(raw))
+
+    def _write(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) >= _IN_MEMORY or (self._flushed and len(self._buffer) >= _COPY):
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            if self._fd < 0:
+                self._fd, self._path = _locked_temp(self._tmp_dir, ".pack")
+            write_all(self._fd, self._buffer, self._flushed)
+        except OSError as error:
+            raise failed(f"cannot write a pack in {self._tmp_dir}", error) from error
+        self._flushed += len(self._buffer)
+        self._buffer.clear()
+
+    def _truncate(self, size: int) -> None:
+        """Back to *size* bytes. What lies behind in the file is overwritten, or cut off in the end."""
+        if size >= self._flushed:
+            del self._buffer[size - self._flushed :]
+        else:
+            self._buffer.clear()
+            self._flushed = size
+
+    def _finish(self) -> KeptPack:
+        header = _header(len(self._entries))
+        if self._fd < 0:
+            self._buffer[: len(header)] = header
+            checksum = hashlib.sha1(self._buffer, usedforsecurity=False).digest()
+            self._buffer += checksum
+            self._flush()
+        else:
+            self._flush()
+            os.pwrite(self._fd, header, 0)
+            checksum = self._hash_file()
+            self._buffer += checksum
+            self._flush()
+        os.ftruncate(self._fd, self._flushed)
+        os.fchmod(self._fd, 0o444)
+        os.fsync(self._fd)
+        index_fd, index_path = _locked_temp(self._tmp_dir, ".idx")
+        try:
+            write_all(index_fd, index_v2(self._entries, checksum), 0)
+            os.fchmod(index_fd, 0o444)
+            os.fsync(index_fd)
+            return self._publish(checksum, index_path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(index_path)
+            os.close(index_fd)
+
+    def _hash_file(self) -> bytes:
+        digest = hashlib.sha1(usedforsecurity=False)
+        position = 0
+        while position < self._flushed:
+            piece = os.pread(self._fd, min(_COPY, self._flushed - position), position)
+            if not piece:
+                raise StoreError(f"{self._path} became shorter while it was written")
+            digest.update(piece)
+            position += len(piece)
+        return digest.digest()
+
+    def _publish(self, checksum: bytes, index_path: str) -> KeptPack:
+        pack_dir = os.path.join(self._objects_dir, "pack")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(pack_dir)
+            fsync_dir(self._objects_dir)
+        base = os.path.join(pack_dir, f"pack-{checksum.hex()}")
+        keep, keep_fd = _make_keep(self._tmp_dir, base + ".keep")
+        kept = KeptPack(base + ".pack", keep, keep_fd, len(self._entries), self._flushed)
+        try:
+            os.rename(self._path, base + ".pack")
+            try:
+                os.rename(index_path, base + ".idx")
+            except BaseException:
+                if not os.path.exists(base + ".idx"):
+                    os.unlink(base + ".pack")
+                raise
+            fsync_dir(pack_dir)
+        except BaseException:
+            kept.release()
+            raise
+        return kept
+
+
+def _header(count: int) -> bytes:
+    return struct.pack(">4sII", b"PACK", 2, count)
+
+
+def _entry_header(kind: int, size: int) -> bytes:
+    byte = (kind << 4) | (size & 15)
+    size >>= 4
+    out = bytearray()
+    while size:
+        out.append(byte | 0x80)
+        byte = size & 0x7F
+        size >>= 7
+    out.append(byte)
+    return bytes(out)
+
+
+def index_v2(entries: dict[Oid, tuple[int, int]], checksum: bytes) -> bytes:
+    """The index (version 2) of a pack with *entries* (oid -> offset, crc32)."""
+    oids = sorted(entries)
+    counts = [0] * 256
+    for oid in oids:
+        counts[oid[0]] += 1
+    total = 0
+    for n in range(256):
+        total += counts[n]
+        counts[n] = total
+    places = [entries[oid] for oid in oids]
+    long_offsets: list[int] = []
+    offsets = []
+    for offset, _ in places:
+        if offset >= 0x80000000:
+            offsets.append(0x80000000 | len(long_offsets))
+            long_offsets.append(offset)
+        else:
+            offsets.append(offset)
+    body = b"".join(
+        (
+            b"\377tOc\0\0\0\2",
+            struct.pack(">256I", *counts),
+            b"".join(oids),
+            struct.pack(f">{total}I", *[crc for _, crc in places]),
+            struct.pack(f">{total}I", *offsets),
+            struct.pack(f">{len(long_offsets)}Q", *long_offsets),
+            checksum,
+        )
+    )
+    return body + hashlib.sha1(body, usedforsecurity=False).digest()
+
+
+def _locked_temp(directory: str, suffix: str) -> tuple[int, str]:
+    """A new temporary file, locked for as long as it is open: a lock that can be taken means nobody lives."""
+    path = os.path.join(directory, f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{suffix}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd, path
+
+
+def _make_keep(tmp_dir: str, path: str) -> tuple[str | None, int]:
+    """Put a locked `.keep` at *path*: (path, descriptor), or (None, -1) when somebody else keeps the pack."""
+    fd, temporary = _locked_temp(tmp_dir, ".keep")
+    try:
+        os.write(fd, KEEP_PREFIX + b"%d\n" % os.getpid())
+        os.fsync(fd)  # or power loss leaves an empty file, which nobody may take for stale
+        os.link(temporary, path)
+    except FileExistsError:
+        os.close(fd)
+        return None, -1
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        os.unlink(temporary)
+    return path, fd
+
+
+def clear_stale_keeps(pack_dir: str) -> int:
+    """Remove `.keep` files that a caiafs process left behind; how many. Others' are never touched."""
+    try:
+        names = os.listdir(pack_dir)
+    except FileNotFoundError:
+        return 0
+    removed = 0
+    for name in names:
+        if name.endswith(".keep"):
+            path = os.path.join(pack_dir, name)
+            removed += _remove_unlocked(path, KEEP_PREFIX)
+    return removed
+
+
+def clear_stale_temps(tmp_dir: str) -> int:
+    """Remove temporary pack files whose writer is gone; how many."""
+    try:
+        names = os.listdir(tmp_dir)
+    except FileNotFoundError:
+        return 0
+    names = [name for name in names if name.startswith(TEMP_PREFIX)]
+    return sum(_remove_unlocked(os.path.join(tmp_dir, name), b"") for name in names)
+
+
+def _remove_unlocked(path: str, prefix: bytes) -> bool:
+    """Remove *path* if it starts with *prefix* and no living process holds its lock."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if not os.read(fd, 64).startswith(prefix):
+            return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,252 @@
+"""Refs as files: read, compare-and-swap, and a token for polling.
+
+Used by Store only. Reads take no lock and see what another process wrote a moment ago:
+a loose file wins over packed-refs, and packed-refs is parsed again when the file changed.
+
+`swap_ref` follows git's own protocol: create `<ref>.lock` exclusively, compare under it,
+write, fsync, rename. What git and dulwich leave out is added, because a journal segment is
+dropped once a ref is said to be durable: the directories are fsynced, too. A lock that
+somebody left behind is never removed: nothing proves whose it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+
+from dulwich.refs import Ref, check_ref_format
+
+from caiafs.errors import RefLocked, StoreError
+from caiafs.store.disk import failed, fsync_dir
+
+_ZERO = "0" * 40
+_HEX = re.compile(rb"[0-9a-fA-F]{40}")
+_SYMREF_DEPTH = 5
+
+
+def valid_ref(name: bytes) -> bool:
+    """Whether git takes *name* for a full ref name (git-check-ref-format(1))."""
+    return name.startswith(b"refs/") and check_ref_format(Ref(name))
+
+
+class Refs:
+    """The refs of one repository (*git_dir* is the common directory). Safe to use from several threads."""
+
+    def __init__(self, git_dir: str, log_new_refs: bool) -> None:
+        self._dir = git_dir
+        self._log_new_refs = log_new_refs
+        self._durable: set[tuple[str, int]] = set()
+        self._packed: tuple[tuple[int, ...], dict[bytes, bytes]] = ((), {})
+
+    def read(self, refname: bytes) -> bytes | None:
+        """The object *refname* points at, None when there is no such ref; StoreError when it is broken."""
+        name = self._resolve(refname)
+        return self._read_one(name)
+
+    def signature(self, refname: bytes) -> tuple[object, ...]:
+        """A token that changes whenever *refname* may point elsewhere. Costs one small read or two stats.
+
+        The loose file's content is its own best token: no clock granularity can hide a change.
+        """
+        token: list[object] = []
+        name = refname
+        for _ in range(_SYMREF_DEPTH):
+            content = self._loose(name)
+            if content is None:
+                token.append(self._packed_stat())
+                break
+            token.append(content)
+            if not content.startswith(b"ref:"):
+                break
+            name = content[4:].strip()
+        return tuple(token)
+
+    def swap(self, refname: bytes, old: bytes | None, new: bytes, message: bytes, who: bytes) -> bool:
+        """Point *refname* at *new* if it still points at *old* (None: does not exist), durably.
+
+        False when it moved; RefLocked when somebody holds its lock; StoreError otherwise. Nothing is
+        changed unless True is returned (or the final fsync of a directory failed, which raises).
+        """
+        if not valid_ref(refname):
+            raise StoreError(f"{os.fsdecode(refname)!r} is no name for a ref")
+        name = self._resolve(refname)
+        path = self._path(name)
+        try:
+            return self._swap_locked(name, path, old, new, message, who)
+        except OSError as error:
+            raise failed(f"cannot write ref {os.fsdecode(name)}", error) from error
+
+    def _swap_locked(
+        self, name: bytes, path: str, old: bytes | None, new: bytes, message: bytes, who: bytes
+    ) -> bool:
+        lock = path + ".lock"
+        fd = self._take_lock(name, path, lock)
+        try:
+            try:
+                if self._read_one(name) != old:
+                    os.unlink(lock)
+                    return False
+                self._refuse_conflicts(name)
+                os.write(fd, new.hex().encode() + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._log(name, old, new, message, who)
+            _rename_over(lock, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(lock)
+            raise
+        self._sync_directories(os.path.dirname(path))
+        return True
+
+    def _take_lock(self, name: bytes, path: str, lock: str) -> int:
+        for attempt in range(10):
+            self._make_parents(name, path)
+            try:
+                return os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            except FileExistsError:
+                raise RefLocked(
+                    f"{lock} exists: another git process holds the ref; if none runs, remove the file"
+                ) from None
+            except FileNotFoundError:
+                if attempt == 9:  # git pack-refs removes directories it emptied: make them again
+                    raise
+        raise AssertionError("not reached")
+
+    def _sync_directories(self, directory: str) -> None:
+        """The ref's directory, and the parents that this process did not sync before, whoever made them."""
+        fsync_dir(directory)
+        while directory != self._dir:
+            identity = (directory, os.stat(directory).st_ino)
+            directory = os.path.dirname(directory)
+            if identity in self._durable:
+                break
+            fsync_dir(directory)
+            self._durable.add(identity)
+
+    def _make_parents(self, name: bytes, path: str) -> None:
+        """Create missing directories."""
+        missing = []
+        directory = os.path.dirname(path)
+        while not os.path.isdir(directory):
+            missing.append(directory)
+            directory = os.path.dirname(directory)
+        for directory in reversed(missing):
+            try:
+                os.mkdir(directory)
+            except FileExistsError:
+                if not os.path.isdir(directory):
+                    raise StoreError(
+                        f"ref {os.fsdecode(name)} cannot exist beside {os.path.relpath(directory, self._dir)}"
+                    ) from None
+
+    def _refuse_conflicts(self, name: bytes) -> None:
+        """Packed refs `a` and `a/b` cannot both exist either, though no file stands in the way."""
+        packed = self._packed_refs()
+        parts = name.split(b"/")
+        parents = {b"/".join(parts[:n]) for n in range(2, len(parts))}
+        prefix = name + b"/"
+        for other in packed:
+            if other in parents or other.startswith(prefix):
+                raise StoreError(f"ref {os.fsdecode(name)} cannot exist beside {os.fsdecode(other)}")
+
+    def _log(self, name: bytes, old: bytes | None, new: bytes, message: bytes, who: bytes) -> None:
+        """Append to the reflog where git would. A reflog is a courtesy: its failure fails nothing."""
+        path = os.path.join(self._dir, "logs", os.fsdecode(name))
+        wanted = self._log_new_refs and name.startswith((b"refs/heads/", b"refs/remotes/", b"refs/notes/"))
+        if not wanted and not os.path.exists(path):
+            return
+        before = old.hex() if old is not None else _ZERO
+        subject = b" ".join(message.split())
+        line = b"%b %b %b %d +0000" % (before.encode(), new.hex().encode(), who, time.time())
+        line += (b"\t" + subject if subject else b"") + b"\n"
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+
+    # --- reading
+
+    def _path(self, name: bytes) -> str:
+        return os.path.join(self._dir, os.fsdecode(name))
+
+    def _loose(self, name: bytes) -> bytes | None:
+        try:
+            with open(self._path(name), "rb") as file:
+                return file.read(4096)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise failed(f"cannot read ref {os.fsdecode(name)}", error) from error
+
+    def _resolve(self, refname: bytes) -> bytes:
+        """Follow symbolic refs."""
+        name = refname
+        for _ in range(_SYMREF_DEPTH):
+            content = self._loose(name)
+            if content is None or not content.startswith(b"ref:"):
+                return name
+            name = content[4:].strip()
+            if not valid_ref(name):
+                raise StoreError(f"ref {os.fsdecode(refname)} points at {os.fsdecode(name)!r}: no ref")
+        raise StoreError(f"ref {os.fsdecode(refname)} is a loop of symbolic refs")
+
+    def _read_one(self, name: bytes) -> bytes | None:
+        content = self._loose(name)
+        if content is None:
+            return self._packed_refs().get(name)
+        match = _HEX.match(content)
+        if match is None or content[40:41].strip():
+            raise StoreError(
+                f"ref {os.fsdecode(name)} is broken: {content[:60]!r} is no object id; "
+                f"restore it with git update-ref"
+            )
+        return bytes.fromhex(match.group().decode())
+
+    def _packed_stat(self) -> tuple[int, ...]:
+        try:
+            st = os.stat(os.path.join(self._dir, "packed-refs"))
+        except FileNotFoundError:
+            return ()
+        return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+    def _packed_refs(self) -> dict[bytes, bytes]:
+        """name -> oid; parsed again when the file changed."""
+        key = self._packed_stat()
+        known, refs = self._packed
+        # A file that changed within the clock's granularity may change again unseen: trust only older ones.
+        if key == known and (not key or time.time_ns() - key[2] > 1_000_000_000):
+            return refs
+        refs = {}
+        try:
+            with open(os.path.join(self._dir, "packed-refs"), "rb") as file:
+                st = os.fstat(file.fileno())
+                for line in file.read().split(b"\n"):
+                    if not line or line[0] in b"#^":
+                        continue
+                    if _HEX.match(line) is None or line[40:41] != b" ":
+                        raise StoreError(f"packed-refs in {self._dir} is damaged: {line[:60]!r}")
+                    refs[line[41:].rstrip(b"\r")] = bytes.fromhex(line[:40].decode())
+                key = (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        except FileNotFoundError:
+            key = ()
+        except OSError as error:
+            raise failed(f"cannot read packed-refs in {self._dir}", error) from error
+        self._packed = (key, refs)
+        return refs
+
+
+def _rename_over(lock: str, path: str) -> None:
+    """Rename; empty directories that a deleted ref left at *path* make way."""
+    try:
+        os.rename(lock, path)
+    except (IsADirectoryError, FileExistsError):
+        for root, _, _ in os.walk(path, topdown=False):
+            os.rmdir(root)  # not empty: refs live below, and the error says so
+        os.rename(lock, path)

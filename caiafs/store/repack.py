@@ -1,0 +1,210 @@
+"""Consolidation: a few packs instead of one per commit.
+
+Run by the commit worker when nothing else is to do. With git at hand, a geometric repack: it
+rolls only small packs together, deletes nothing but what it copied, and leaves `.keep` packs
+alone. Without git, packs that hold no deltas, as caiafs writes them, are copied entry by entry
+into one. Both add the new pack before they remove the old ones; neither prunes anything.
+
+A lock on the pack directory keeps two workers of one repository from doing it at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+
+from caiafs.errors import ObjectCorrupt, StoreError
+from caiafs.store.disk import fsync_dir
+from caiafs.store.odb import OFS_DELTA, REF_DELTA, GoneError, ObjectDatabase, Pack, entry_header
+from caiafs.store.pack import PackWriter
+
+PACKS_BEFORE = 20
+_GC_LOCK_AGE = 12 * 3600  # git's own rule for a gc.pid left behind
+_OWN_LIMIT = 256 * 1024 * 1024  # larger packs are not worth copying again
+
+# Memory stays small whatever is in the packs: no deltas for large files, one thread, a bounded window.
+_GIT_SETTINGS = (
+    "gc.auto=0",
+    "core.bigFileThreshold=4m",
+    "core.hooksPath=/dev/null",
+    "pack.threads=1",
+    "pack.windowMemory=32m",
+    "pack.deltaCacheSize=16m",
+    "repack.writeBitmaps=false",
+    "core.fsync=committed",
+    "core.fsyncMethod=fsync",
+)
+
+
+def unkept_packs(objects_dir: str) -> int:
+    """Packs that a repack may touch."""
+    try:
+        names = set(os.listdir(os.path.join(objects_dir, "pack")))
+    except FileNotFoundError:
+        return 0
+    packs = [name.removesuffix(".pack") for name in names if name.endswith(".pack")]
+    return sum(1 for pack in packs if pack + ".idx" in names and pack + ".keep" not in names)
+
+
+def consolidate(
+    odb: ObjectDatabase,
+    git_dir: str,
+    tmp_dir: str,
+    *,
+    more_than: int = PACKS_BEFORE,
+    git: str | None = "git",
+    timeout: float = 900,
+) -> bool:
+    """Bring the number of packs down if there are more than *more_than*; True when packs were joined.
+
+    StoreError when it failed: nothing is lost then, and trying again later is fine.
+    """
+    if unkept_packs(odb.path) <= more_than or _gc_running(git_dir):
+        return False
+    with _only_one(os.path.join(odb.path, "pack")) as alone:
+        if not alone:
+            return False
+        program = shutil.which(git) if git else None
+        before = unkept_packs(odb.path)
+        if program is not None and not _is_partial(odb.path):
+            _git_repack(program, git_dir, odb.path, timeout)
+        else:
+            _join_own(odb, tmp_dir)
+        odb.rescan()
+        return unkept_packs(odb.path) < before
+
+
+def _gc_running(git_dir: str) -> bool:
+    try:
+        return time.time() - os.stat(os.path.join(git_dir, "gc.pid")).st_mtime < _GC_LOCK_AGE
+    except FileNotFoundError:
+        return False
+
+
+def _is_partial(objects_dir: str) -> bool:
+    """A partial clone: its promisor packs must not be mixed with others."""
+    return any(name.endswith(".promisor") for name in os.listdir(os.path.join(objects_dir, "pack")))
+
+
+@contextlib.contextmanager
+def _only_one(pack_dir: str) -> Iterator[bool]:
+    fd = os.open(pack_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def _git_repack(program: str, git_dir: str, objects_dir: str, timeout: float) -> None:
+    settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
+    command = [program, *settings, "repack", "-d", "-l", "--geometric=2", "--write-midx", "-q"]
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "GIT_DIR": git_dir,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+    }
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=git_dir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise StoreError(f"cannot start {program}: {error}") from error
+    with process:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+        try:
+            _, errors = process.communicate(timeout=timeout)
+        except BaseException as error:
+            process.terminate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise StoreError(f"git repack took longer than {timeout:.0f} s and was stopped") from None
+            raise
+    if process.returncode:
+        text = errors.decode(errors="replace").strip()
+        raise StoreError(f"git repack failed with exit code {process.returncode}: {text[-500:]}")
+    fsync_dir(os.path.join(objects_dir, "pack"))
+
+
+def _join_own(odb: ObjectDatabase, tmp_dir: str) -> None:
+    """Copy small packs without deltas into one, then remove them."""
+    odb.rescan()
+    in_midx = set(odb.local_midx_packs())
+    candidates: list[tuple[int, Pack]] = []
+    for pack in odb.local_packs():
+        if pack.name in in_midx or any(
+            os.path.exists(pack.base + suffix) for suffix in (".keep", ".promisor", ".bitmap", ".mtimes")
+        ):
+            continue
+        with contextlib.suppress(OSError, StoreError):
+            size = os.stat(pack.base + ".pack").st_size
+            if size <= _OWN_LIMIT:
+                candidates.append((size, pack))
+    with PackWriter(odb.path, tmp_dir) as writer:
+        joined: list[Pack] = []
+        for _, pack in sorted(candidates, key=lambda item: item[0]):
+            with contextlib.suppress(GoneError, ObjectCorrupt):
+                if _copy_pack(pack, writer):
+                    joined.append(pack)
+        if len(joined) < 2:
+            return
+        kept = writer.finish()
+    if kept is None:
+        return
+    try:
+        for pack in joined:
+            if pack.base + ".pack" == kept.path:
+                continue
+            # The index goes first: without it nobody new looks into the pack, and those who did have it open.
+            for suffix in (".idx", ".pack", ".rev"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(pack.base + suffix)
+        fsync_dir(os.path.join(odb.path, "pack"))
+    finally:
+        kept.release()
+
+
+def _copy_pack(pack: Pack, writer: PackWriter) -> bool:
+    """Copy every entry, after checking all: False, and nothing copied, when one is a delta or damaged."""
+    index, file = pack.index(), pack.file()
+    entries = sorted(index.entries(), key=lambda entry: entry[1])
+    ends = [offset for _, offset, _ in entries[1:]] + [file.size - 20]
+    for (oid, offset, crc), end in zip(entries, ends, strict=True):
+        header = entry_header(oid, file.read_at(64, offset), offset)
+        if header.kind in (OFS_DELTA, REF_DELTA) or crc is None or not _crc_matches(pack, offset, end, crc):
+            return False
+    for (oid, offset, _), end in zip(entries, ends, strict=True):
+        writer.add_raw(oid, file.read_at(end - offset, offset))
+    return True
+
+
+def _crc_matches(pack: Pack, start: int, end: int, crc: int) -> bool:
+    file = pack.file()
+    value = 0
+    while start < end:
+        piece = file.read_at(min(1 << 20, end - start), start)
+        if not piece:
+            return False
+        value = zlib.crc32(piece, value)
+        start += len(piece)
+    return value == crc
