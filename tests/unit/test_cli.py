@@ -1,0 +1,575 @@
+"""The command line, with fakes at its seams: a fake daemon behind a real control socket, no mount."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from support.mounts import environment
+
+import caiafs
+from caiafs import control
+from caiafs.cli import asking, doctor, main, mount_helper, mounting, render
+from caiafs.config import OPTIONS, Config
+from caiafs.control import client, mounts
+from caiafs.control.client import Progress
+from caiafs.errors import CaiafsError, RepositoryMissing
+
+ROOT = Path(__file__).parents[2]
+
+HEALTH = {"healthy": True, "state": "healthy", "reasons": [], "backends": {"memory": {"state": "healthy"}}}
+STATS = {
+    "storage_stats": {
+        "config": {},
+        "memory": {"bytes": 12 << 20, "limit_bytes": 256 << 20},
+        "journal": {"bytes": 44 << 10, "limit_bytes": 4 << 30},
+        "git": {},
+        "commits": {
+            "uncommitted_changes": 3,
+            "uncommitted_bytes": 12288,
+            "oldest_uncommitted_seconds": 4.2,
+            "last_commit": None,
+        },
+    }
+}
+
+
+class FakeMount:
+    """A directory that passes for a caiafs mount, and a daemon behind its socket."""
+
+    def __init__(self, base: Path) -> None:
+        self.path = base / "m"
+        self.state = base / "state"
+        (self.path / ".stats").mkdir(parents=True)
+        self.state.mkdir(mode=0o700)
+        self.config = {
+            "state_dir": str(self.state),
+            "pid": os.getpid(),
+            "branch": "main",
+            "repo": "/srv/r.git",
+            "settings": {"primary": {"value": "memory", "origin": "default"}},
+        }
+        self.write("config", self.config)
+        self.write("health", HEALTH)
+        self.write("stats", STATS)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.problem: CaiafsError | None = None
+        self.commit: str | None = "4f1c" * 10
+        self.mount = control.Mount(str(self.path), control.FSTYPE, "/srv/r.git", "rw", "0:9")
+
+    def write(self, name: str, value: object) -> None:
+        (self.path / ".stats" / f"{name}.json").write_text(json.dumps(value))
+
+    async def answer(self, command: str, arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        self.asked.append((command, arguments))
+        if self.problem is not None:
+            raise self.problem
+        if command == "status":
+            return {"health": HEALTH, "stats": STATS, "config": self.config}
+        return {"sync": {"position": 9}}.get(command, {"commit": self.commit, "changes": 3})
+
+    def serve(self, listening: threading.Event, stop: list[Callable[[], None]]) -> None:
+        async def main() -> None:
+            token = trio.lowlevel.current_trio_token()
+            handlers = {
+                name: functools.partial(self.answer, name) for name in ("commit", "sync", "status", "drain")
+            }
+            async with trio.open_nursery() as nursery:
+                await nursery.start(functools.partial(control.serve, str(self.state), handlers))
+                stop.append(lambda: token.run_sync_soon(nursery.cancel_scope.cancel))
+                listening.set()
+
+        trio.run(main)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMount]:
+    fake = FakeMount(tmp_path)
+
+    def find(path: str) -> control.Mount | None:
+        return fake.mount if mounts.is_within(os.path.abspath(path), str(fake.path)) else None
+
+    monkeypatch.setattr(client, "mount_of", find)
+    monkeypatch.setattr(mounting, "mount_of", find)
+    monkeypatch.setattr(mounting, "mount_at", lambda path: fake.mount if path == str(fake.path) else None)
+    monkeypatch.setattr(asking, "mount_table", lambda: [fake.mount])
+    monkeypatch.setattr(mounting, "mount_table", lambda: [fake.mount])
+    listening, stop = threading.Event(), list[Callable[[], None]]()
+    thread = threading.Thread(target=fake.serve, args=(listening, stop))
+    thread.start()
+    assert listening.wait(10)
+    yield fake
+    stop[0]()
+    thread.join()
+
+
+# -- words ------------------------------------------------------------------------------------------
+
+
+def test_without_a_command_help_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "a first session" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"caiafs {caiafs.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["commit"], ["umount", "--timeout", "-1", "/m"], ["sync", "/m", "x"]]
+)
+def test_wrong_words_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: caiafs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["mount", "umount", "commit", "sync", "status", "check", "doctor"])
+def test_every_command_explains_itself_within_a_terminals_width(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert max(map(len, text.splitlines())) <= 100
+    assert "example" in text or command == "doctor"
+    if command == "mount":
+        for option in OPTIONS:
+            assert f"\n  {option.name}" in text
+
+
+def test_the_documents_name_every_option_with_its_default_and_every_command() -> None:
+    configuration = (ROOT / "docs" / "configuration.md").read_text()
+    for option in OPTIONS:
+        assert f"`{option.name}`" in configuration
+    for default in ("5s", "1s", "30s", "256MiB", "4GiB"):
+        assert f"`{default}`" in configuration
+    cli = (ROOT / "docs" / "cli.md").read_text()
+    for command in ("mount", "umount", "commit", "sync", "status", "check", "doctor", "mount.caiafs"):
+        assert f"\n## `{'caiafs ' if '.' not in command else ''}{command}" in cli
+
+
+# -- mount ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Configurations that caiafs.mount.run was called with, in the foreground."""
+    seen: list[Config] = []
+
+    def run(config: Config, ready: Callable[[], None]) -> int:
+        seen.append(config)
+        ready()
+        return 0
+
+    monkeypatch.setattr(importlib.import_module("caiafs.mount"), "run", run, raising=False)
+    monkeypatch.setattr(mounting, "_log_to_stderr", lambda level: None)
+    for name in list(os.environ):
+        if name.startswith(("CAIAFS_", "CAIA_", "GOVC_", "PRIMARY_")) or name == "PORT":
+            monkeypatch.delenv(name)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-f", "-o", "branch=b,ro", "/r", "/m"],
+        ["/r", "-o", "branch=b", "-o", "ro", "/m", "--foreground"],
+        ["/r", "/m", "-f", "-o", "ro,branch=b"],
+    ],
+)
+def test_options_and_places_come_in_any_order(words: list[str], ran: list[Config]) -> None:
+    assert main(["mount", *words]) == 0
+    (config,) = ran
+    assert (config.repo, config.mountpoint, config.branch, config.ro) == ("/r", "/m", "b", True)
+
+
+def test_repository_may_come_from_the_environment_or_a_file(
+    ran: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mount", "-f", "/m"]) == 2
+    assert "CAIA_REPO_PATH" in capsys.readouterr().err
+    monkeypatch.setenv("CAIA_REPO_PATH", "/srv/env.git")
+    assert main(["mount", "-f", "/m"]) == 0
+    file = tmp_path / "c.toml"
+    file.write_text('repo = "/srv/file.git"\nmountpoint = "/mnt"\n')
+    assert main(["mount", "-f", "--config", str(file)]) == 0
+    assert [(each.repo, each.mountpoint) for each in ran] == [
+        ("/srv/env.git", "/m"),
+        ("/srv/file.git", "/mnt"),
+    ]
+
+
+def test_usage_errors_of_mount_exit_2(ran: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mount", "-o", "memroy=1g", "/r", "/m"]) == 2
+    assert capsys.readouterr().err == "caiafs: -o memroy: unknown option; did you mean 'memory'?\n"
+    assert main(["mount", "/r", "/m", "/more"]) == 2
+    with pytest.raises(SystemExit):
+        main(["mount", "/r", "/m", "--nonsense"])
+    assert ran == []
+
+
+def test_failure_to_mount_exits_32(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: Config, ready: Callable[[], None]) -> int:
+        raise RepositoryMissing(f"no repository at {config.repo}: -o init creates one")
+
+    monkeypatch.setattr(importlib.import_module("caiafs.mount"), "run", run, raising=False)
+    assert main(["mount", "-f", "/r", "/m"]) == 32
+    assert capsys.readouterr().err == "caiafs: no repository at /r: -o init creates one\n"
+
+
+def background(
+    tmp_path: Path, run: str, words: list[str], entry: str = "main"
+) -> subprocess.CompletedProcess[str]:
+    program = f"""
+import sys, time, logging
+import caiafs.mount
+from caiafs.errors import MountError
+from caiafs.cli import main, mount_helper
+def run(config, ready):
+    {run}
+caiafs.mount.run = run
+sys.exit({entry}(sys.argv[1:]))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**environment(), "XDG_STATE_HOME": str(tmp_path)},
+    )
+
+
+def test_mount_returns_once_it_serves_or_says_why_not(tmp_path: Path) -> None:
+    done = background(tmp_path, "ready(); time.sleep(0.2); return 0", ["mount", "/r", "/m"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = background(tmp_path, "raise MountError('not here: go there')", ["mount", "/r", "/m"])
+    assert (done.returncode, done.stderr) == (32, "caiafs: not here: go there\n")
+
+
+# -- the helper of mount(8) -------------------------------------------------------------------------
+
+
+def test_helper_understands_what_mount8_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+
+    def start(config: Config, *, foreground: bool) -> int:
+        assert not foreground
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr(mounting, "start", start)
+    fstab = "rw,nodev,branch=b,_netdev,x-systemd.automount"
+    assert mount_helper(["caiafs#/srv/r.git", "/m", "-o", fstab, "-t", "fuse.caiafs"]) == 0
+    assert mount_helper(["/srv/r.git", "/m", "-sv", "-n", "-o", "frobnicate"]) == 0
+    assert [config.repo for config in seen] == ["/srv/r.git", "/srv/r.git"]
+    assert seen[0].kernel_options == ("nodev",)
+    assert mount_helper(["/srv/r.git", "/m", "-f"]) == 0
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["/r"], ["/r", "/m", "-o", "memroy=1"], ["/r", "/m", "-X"], ["/r", "/m", "-N", "/does/not/exist"]],
+)
+def test_helper_fails_with_32(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert mount_helper(words) == 32
+    assert capsys.readouterr().err.startswith("mount.caiafs: ")
+
+
+def test_helper_goes_to_the_background(tmp_path: Path) -> None:
+    done = background(tmp_path, "ready(); return 0", ["/r", "/m", "-o", "rw"], "mount_helper")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- commit, sync, status ---------------------------------------------------------------------------
+
+
+def test_commit_prints_the_id(fake: FakeMount, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["commit", "-m", "One", "-m", "two.", str(fake.path / "deep" / "inside")]) == 0
+    assert capsys.readouterr().out == f"{fake.commit}\n"
+    assert fake.asked == [("commit", {"message": "One\n\ntwo."})]
+    fake.commit = None
+    assert main(["commit", str(fake.path)]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "caiafs: nothing to commit\n")
+
+
+def test_sync_is_quiet(fake: FakeMount, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", str(fake.path)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_daemon_says_is_shown_with_its_exit_code(
+    fake: FakeMount, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.problem = CaiafsError("git is locked: try again")
+    assert main(["commit", str(fake.path)]) == 1
+    assert capsys.readouterr().err == "caiafs: git is locked: try again\n"
+
+
+def test_asking_where_no_mount_is_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("commit", "sync", "status"):
+        assert main([command, str(tmp_path)]) == 1
+        assert "not in a caiafs mount" in capsys.readouterr().err
+
+
+def test_status_for_people_and_for_programs(fake: FakeMount, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(fake.path)]) == 0
+    text = capsys.readouterr().out
+    assert f"{fake.path}: branch main of /srv/r.git" in text
+    for words in (
+        "healthy",
+        "3 changes, 12 KiB, the oldest 4.2 s old",
+        "12 MiB of 256 MiB (5%)",
+        "44 KiB of 4 GiB",
+    ):
+        assert words in text
+    assert main(["status", "--json", str(fake.path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["health"] == HEALTH
+    assert report["stats"] == STATS
+    assert report["config"]["pid"] == os.getpid()
+
+
+def test_status_without_a_place_lists_all_mounts(
+    fake: FakeMount, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["status", "--json"]) == 0
+    assert [each["mountpoint"] for each in json.loads(capsys.readouterr().out)] == [str(fake.path)]
+    monkeypatch.setattr(asking, "mount_table", list)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == "no caiafs mounts\n"
+
+
+def test_status_of_someone_elses_mount_comes_from_the_files(
+    fake: FakeMount, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.problem = CaiafsError("not permitted")
+    fake.problem.errno = errno.EPERM
+    assert main(["status", str(fake.path)]) == 0
+    assert "3 changes" in capsys.readouterr().out
+
+
+def test_status_of_a_mount_that_fails_or_is_dead_exits_1(
+    fake: FakeMount, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.problem = CaiafsError("deep trouble")
+    assert main(["status"]) == 1
+    assert "deep trouble" in capsys.readouterr().out
+
+
+def test_check_hands_over_and_returns_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_check(
+        repo: str, branch: str | None, state_dir: str | None, repair: bool, out: Callable[[str], None]
+    ) -> int:
+        out(f"{repo} {branch} {state_dir} {repair}")
+        return 1
+
+    module = types.ModuleType("caiafs.check")
+    module.run_check = run_check  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "caiafs.check", module)
+    assert main(["check", "--repair", "--branch", "b", "--state-dir", "/s", "/r"]) == 1
+    assert capsys.readouterr().out == "/r b /s True\n"
+
+
+# -- umount -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unmounted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    calls: list[tuple[str, bool]] = []
+
+    def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+        calls.append((mountpoint, lazy))
+
+    monkeypatch.setattr(mounting, "unmount", unmount)
+    return calls
+
+
+def test_umount_drains_unmounts_and_waits_for_the_daemon(
+    fake: FakeMount, unmounted: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon = subprocess.Popen(["sleep", "0.3"])
+    fake.config["pid"] = daemon.pid
+    fake.write("config", fake.config)
+    assert main(["umount", str(fake.path)]) == 0
+    assert fake.asked == [("drain", {})]
+    assert unmounted == [(str(fake.path), False)]
+    assert daemon.wait() == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_umount_says_when_the_daemon_outlives_the_timeout(
+    fake: FakeMount, unmounted: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["umount", "--timeout", "0.2", str(fake.path)]) == 32
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_umount_keeps_the_mount_when_the_drain_fails(
+    fake: FakeMount, unmounted: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.problem = CaiafsError("the disk is full")
+    assert main(["umount", str(fake.path)]) == 32
+    said = capsys.readouterr().err
+    assert "the disk is full" in said
+    assert f"fusermount3 -u {fake.path}" in said
+    assert unmounted == []
+
+
+def test_umount_of_a_busy_mount_names_who_holds_it(
+    fake: FakeMount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(mountpoint: str, *, lazy: bool = False) -> None:
+        raise OSError(errno.EBUSY, "target is busy")
+
+    monkeypatch.setattr(mounting, "unmount", refuse)
+    with subprocess.Popen(["sleep", "30"], cwd=fake.path) as holder:
+        assert main(["umount", str(fake.path)]) == 32
+        holder.kill()
+    said = capsys.readouterr().err
+    assert f"process {holder.pid} (sleep): works in {fake.path}" in said
+    assert "fusermount3 -uz" in said
+
+
+def test_umount_clears_the_mount_of_a_dead_daemon(
+    fake: FakeMount,
+    unmounted: list[tuple[str, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def dead(path: str, timeout: float | None = None) -> None:
+        raise control.ControlError("dead", errno.ENOTCONN)
+
+    monkeypatch.setattr(mounting, "locate", dead)
+    assert main(["umount", str(fake.path)]) == 0
+    assert unmounted == [(str(fake.path), True)]
+    assert "replays the journal" in capsys.readouterr().err
+
+
+def test_umount_of_anything_else_says_what_it_is(
+    fake: FakeMount, unmounted: list[tuple[str, bool]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, words in (
+        (tmp_path, f"is not mounted; mounted are: {fake.path}"),
+        (tmp_path / "gone", "does not exist"),
+        (fake.path / "inside", f"it lies in the mount at {fake.path}"),
+    ):
+        assert main(["umount", str(path)]) == 32
+        assert words in capsys.readouterr().err
+    fake.mount = control.Mount(str(fake.path), "ext4", "/dev/sda1", "rw", "8:1")
+    assert main(["umount", str(fake.path)]) == 32
+    assert "a mount of ext4" in capsys.readouterr().err
+    assert unmounted == []
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        ("os.chdir(os.path.dirname(path))", "works in"),
+        ("os.open(path, os.O_RDONLY)", "open"),
+        ("f = open(path); ctypes.CDLL(None).mmap(None, 1, 1, 2, f.fileno(), 0); f.close()", "mapped"),
+    ],
+)
+def test_holders_are_seen_by_directory_open_file_and_mapping(tmp_path: Path, use: str, words: str) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(b"x" * 4096)
+    code = f"import ctypes, os, time; path = {str(file)!r}; {use}; print(flush=True); time.sleep(30)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        found = mounting.holders(str(tmp_path))
+        holder.kill()
+    ((pid, _program, what),) = found
+    assert pid == holder.pid
+    assert words in what
+
+
+# -- doctor, progress, speed ------------------------------------------------------------------------
+
+
+def test_doctor_fails_only_for_what_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        doctor, "examine", lambda: [doctor.Finding("git", "note", "not found", "apt-get install git")]
+    )
+    assert main(["doctor"]) == 0
+    assert "apt-get install git" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "fuse_device_problem", lambda: "/dev/fuse does not exist: sudo modprobe fuse")
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "missing  /dev/fuse" in said
+    assert "→ sudo modprobe fuse" in said
+
+
+def test_doctor_runs_where_libraries_are_missing(tmp_path: Path) -> None:
+    for name in ("trio", "pyfuse3", "dulwich", "isal", "prometheus_client"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "caiafs", "doctor"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert done.stdout.count("cannot be imported: not on this machine") == 5
+    assert "pip install 'pyfuse3'" in done.stdout
+
+
+def test_progress_shows_on_a_terminal_only() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream in (io.StringIO(), Terminal()):
+        with render.ProgressLine(stream) as progress:
+            progress(5, 10, "committing")
+            progress(3, 0, "counting")
+        if stream.isatty():
+            assert "committing: 5 of 10 [##########..........]" in stream.getvalue()
+            assert stream.getvalue().endswith("\r\x1b[K")
+        else:
+            assert stream.getvalue() == ""
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    code = "import sys, caiafs.cli; print([m for m in ('trio', 'pyfuse3', 'dulwich') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    script = f"{sys.executable} -m caiafs --help | head -n 1"
+    done = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, env=environment())
+    assert done.stderr == ""
