@@ -476,8 +476,10 @@ class _Loader:
         self._values["mountpoint"] = os.path.abspath(self._values["mountpoint"])
         if state_dir := self._values.get("state_dir"):
             self._values["state_dir"] = os.path.abspath(os.path.expanduser(state_dir))
-        if self._kernel:
-            self._put("kernel_options", tuple(self._kernel), "-o")
+        read_only = ["ro"] if self._values.get("ro") else []
+        if read_only or self._kernel:
+            origin = "-o" if self._kernel else self._origins["ro"]
+            self._put("kernel_options", (*read_only, *self._kernel), origin)
         if "source" not in self._values:
             self._origins["source"] = self._origins["repo"]
         return Config(**self._values, origins=self._origins, notes=tuple(self._notes))

@@ -80,9 +80,9 @@ def helper(words: Sequence[str]) -> int:
 
 def umount(arguments: argparse.Namespace) -> int:
     """`caiafs umount`: drain, unmount, wait for the daemon's end."""
-    path: str = arguments.mountpoint
     timeout: float = arguments.timeout
-    mounted = _mounted_at(path)
+    mounted = _mounted_at(arguments.mountpoint)
+    os.chdir("/")  # or this very process keeps the mount busy
     quoted = shlex.quote(mounted.mountpoint)
     try:
         location = locate(mounted.mountpoint, timeout)

@@ -247,6 +247,8 @@ import sys, time, logging
 import caiafs.mount
 from caiafs.errors import MountError
 from caiafs.cli import main, mount_helper
+from caiafs.mount import daemonize
+daemonize.default_log_path = lambda mountpoint: {str(tmp_path / "log")!r}
 def run(config, ready):
     {run}
 caiafs.mount.run = run
@@ -258,7 +260,7 @@ sys.exit({entry}(sys.argv[1:]))
         capture_output=True,
         text=True,
         timeout=30,
-        env={**environment(), "XDG_STATE_HOME": str(tmp_path)},
+        env=environment(),
     )
 
 
@@ -398,6 +400,12 @@ def test_check_hands_over_and_returns_its_exit_code(
 
 
 # -- umount -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """umount leaves the working directory; the next test wants it back."""
+    monkeypatch.chdir(os.getcwd())
 
 
 @pytest.fixture

@@ -182,8 +182,8 @@ def test_words_of_mount8_are_accepted() -> None:
     assert config.kernel_options == ("noexec", "nosuid", "nodev")
     assert load("users,exec,dev").kernel_options == ("nosuid", "exec", "dev")
     assert load("nodev,dev,noatime,sync,async,dirsync").kernel_options == ("dev", "noatime", "dirsync")
-    assert load("ro").ro is True
-    assert load("ro,rw").ro is False
+    assert (load("ro,noexec").ro, load("ro,noexec").kernel_options) == (True, ("ro", "noexec"))
+    assert (load("ro,rw").ro, load("ro,rw").kernel_options) == (False, ())
 
 
 def test_sloppy_turns_unknown_words_into_notes() -> None:
