@@ -85,23 +85,23 @@ def _unescape(field: bytes) -> str:
 def fuse_device_problem(device: str = "/dev/fuse") -> str | None:
     """Why *device* cannot be used, with the way out; None when it can.
 
-    Ordinary users need not be able to open it: fusermount3, set-uid root, does it for them.
+    Ordinary users need it too: libfuse opens it itself before it turns to fusermount3.
     """
     if not os.path.exists(device):
         return (
             f"{device} does not exist: load the kernel module with `sudo modprobe fuse`; "
             f"in a container, start it with --device /dev/fuse"
         )
-    if os.geteuid() != 0:
-        return None
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as problem:
+        if os.geteuid() != 0:
+            return f"{device} is closed to ordinary users ({problem.strerror}): `sudo chmod 666 {device}`"
         return (
             f"{device} cannot be opened ({problem.strerror}): "
             f"in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
         )
-    if not _may_mount():
+    if os.geteuid() == 0 and not _may_mount():
         return (
             "this process may not mount, though it is root (CAP_SYS_ADMIN is missing): in a container, add it"
         )

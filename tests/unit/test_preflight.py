@@ -231,6 +231,7 @@ def test_missing_device_and_helper_name_their_remedy(tmp_path: Path, monkeypatch
     fake.write_text("#!/bin/sh\n")
     fake.chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "sudo chmod 666" in (mounts.fuse_device_problem(str(tmp_path)) or "")
     assert "chmod u+s" in (mounts.fusermount_problem() or "")
 
 
