@@ -28,10 +28,18 @@ class Mount:
     options: str
     device: str
     """major:minor; the minor number names the directory under /sys/fs/fuse/connections."""
+    super_options: str = ""
+    """What the filesystem itself was given; of FUSE among them user_id and group_id."""
 
     @property
     def is_caiafs(self) -> bool:
         return self.fstype == FSTYPE
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """uid and gid of the user who mounted it; root where the table does not say."""
+        found = dict(re.findall(r"(user_id|group_id)=(\d+)", self.super_options))
+        return int(found.get("user_id", 0)), int(found.get("group_id", 0))
 
 
 def mount_table(path: str = "/proc/self/mountinfo") -> list[Mount]:
@@ -71,6 +79,7 @@ def _parse(line: bytes) -> Mount:
         source=_unescape(after[1]),
         options=_unescape(before[5]),
         device=os.fsdecode(before[2]),
+        super_options=_unescape(after[2]),
     )
 
 
