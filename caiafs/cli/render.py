@@ -47,26 +47,26 @@ def status(report: Mapping[str, Any]) -> str:
         return f"{report['mountpoint']}\n  {report['error']}"
     config, health = report["config"], report["health"]
     figures: Mapping[str, Mapping[str, Any]] = report["stats"]["storage_stats"]
-    memory, journal, commits = (figures.get(name, {}) for name in ("memory", "journal", "commits"))
+    memory, journal, commits = figures["memory"], figures["journal"], figures["commits"]
     rows = [("health", str(health.get("state", "unknown")))]
     rows += [("", f"- {reason}") for reason in health.get("reasons", [])]
     rows += [
         ("tiers", _tiers(health.get("backends", {}), setting(config, "primary"))),
         ("not in git", _uncommitted(commits)),
         ("last commit", _last_commit(commits)),
-        ("memory", _part(memory, "bytes", "limit_bytes")),
-        ("journal", _part(journal, "bytes", "limit_bytes")),
-        ("daemon", f"process {config.get('pid')}, state in {config.get('state_dir')}"),
+        ("memory", _part(memory["held_bytes"] + memory["inode_bytes"], memory["limit_bytes"])),
+        ("journal", _part(journal["bytes"], setting(config, "journal_max"))),
+        ("daemon", f"process {config['pid']}, state in {config['state_dir']}"),
     ]
-    branch, repo = setting(config, "branch"), setting(config, "repo")
-    head = f"{report['mountpoint']}: branch {branch} of {repo}"
+    head = f"{report['mountpoint']}: branch {config['branch']} of {setting(config, 'repo')}"
+    if setting(config, "ro"):
+        head += ", read-only"
     return "\n".join([head, *(f"  {name:<12} {text}" for name, text in rows if text)])
 
 
 def setting(config: Mapping[str, Any], name: str) -> Any:
-    """One value out of config.json: plain at the top, or {"value": …, "origin": …} under "settings"."""
-    value = config.get(name, config.get("settings", {}).get(name))
-    return value["value"] if isinstance(value, dict) and "value" in value else value
+    """One value out of config.json, where each is {"value": …, "origin": …} under "settings"."""
+    return config["settings"][name]["value"]
 
 
 def ago(seconds: float) -> str:
@@ -83,33 +83,23 @@ def _tiers(backends: Mapping[str, Any], primary: object) -> str:
 
 
 def _uncommitted(commits: Mapping[str, Any]) -> str:
-    changes = commits.get("uncommitted_changes", 0)
+    changes = commits["uncommitted_changes"]
     if not changes:
         return "nothing"
-    words = [f"{changes} change" + ("s" if changes != 1 else "")]
-    if size := commits.get("uncommitted_bytes"):
-        words.append(format_bytes(size))
-    if oldest := commits.get("oldest_uncommitted_seconds"):
+    words = [f"{changes} change" + ("s" if changes != 1 else ""), format_bytes(commits["uncommitted_bytes"])]
+    if oldest := commits["oldest_uncommitted_seconds"]:
         words.append(f"the oldest {format_seconds(oldest)} old")
     return ", ".join(words)
 
 
 def _last_commit(commits: Mapping[str, Any]) -> str:
-    last = commits.get("last_commit")
-    if not last:
-        return "none by this mount"
-    if not isinstance(last, dict):
-        return str(last)
-    words = str(last.get("id", ""))[:12]
-    if isinstance(when := last.get("time"), (int, float)):
-        words += f" {ago(time.time() - when)}"
-    return words + (f": {last['subject']}" if last.get("subject") else "")
+    if not commits["last_commit"]:
+        return "none yet"
+    words: str = commits["last_commit"][:12]
+    if commits["last_commit_at"]:
+        words += f", {ago(time.time() - commits['last_commit_at'])}"
+    return words + (f": {commits['last_subject']}" if commits["last_subject"] else "")
 
 
-def _part(figures: Mapping[str, Any], used: str, limit: str) -> str:
-    if used not in figures:
-        return ""
-    words = format_bytes(figures[used])
-    if figures.get(limit):
-        words += f" of {format_bytes(figures[limit])} ({figures[used] / figures[limit]:.0%})"
-    return words
+def _part(used: int, limit: int) -> str:
+    return f"{format_bytes(used)} of {format_bytes(limit)} ({used / limit:.0%})"

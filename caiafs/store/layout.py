@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from dulwich.config import ConfigFile
+from dulwich.config import ConfigFile, StackedConfig
 
 from caiafs.errors import RepositoryMissing, RepositoryUnsupported, StoreError
 from caiafs.store.disk import fsync_dir
@@ -54,6 +54,15 @@ class Layout:
         except KeyError:
             return self.work_tree is not None
         return value in (b"true", b"yes", b"on", b"1", b"always")
+
+    def identity(self) -> bytes | None:
+        """user.name and user.email as "Name <mail>", from this repository, the user or the machine."""
+        stack = StackedConfig([self.config, *StackedConfig.default_backends()])
+        try:
+            name, mail = stack.get((b"user",), b"name"), stack.get((b"user",), b"email")
+        except KeyError:
+            return None
+        return name + b" <" + mail + b">" if name and mail else None
 
     def _flag(self, section: bytes, key: bytes) -> bool:
         try:

@@ -60,7 +60,8 @@ def storable_name(name: bytes) -> bool:
 
 
 def _is_modules(name: bytes) -> bool:
-    return any(_MODULES.match(part) for part in name.split(b"\\")) or _hfs_form(name) == ".gitmodules"
+    starts = [0, *(match.end() for match in re.finditer(rb"\\", name))]
+    return any(_MODULES.match(name, start) for start in starts) or _hfs_form(name) == ".gitmodules"
 
 
 def _is_attributes(name: bytes) -> bool:
@@ -143,7 +144,7 @@ def _modules_are_fine(data: bytes) -> bool:
                 return False
             value, position = parsed
         in_module = section[0] == b"submodule" and section[1] is not None
-        if in_module and (value is None or not _module_value_is_fine(key.group(1).lower(), value)):
+        if in_module and not _module_value_is_fine(key.group(1).lower(), value):
             return False
 
 
@@ -184,7 +185,9 @@ def _module_name_is_fine(name: bytes) -> bool:
     return name != b"" and b".." not in re.split(rb"[/\\]", name)
 
 
-def _module_value_is_fine(key: bytes, value: bytes) -> bool:
+def _module_value_is_fine(key: bytes, value: bytes | None) -> bool:
+    if value is None:
+        return key not in (b"url", b"path", b"update")
     if key == b"url":
         return _module_url_is_fine(value)
     if key == b"path":

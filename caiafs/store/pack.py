@@ -17,6 +17,7 @@ One thread uses a PackWriter at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -349,7 +350,7 @@ def _make_keep(tmp_dir: str, path: str) -> tuple[str | None, int]:
     try:
         os.write(fd, KEEP_PREFIX + b"%d\n" % os.getpid())
         os.fsync(fd)  # or power loss leaves an empty file, which nobody may take for stale
-        os.link(temporary, path)
+        _link_or_rename(temporary, path)
     except FileExistsError:
         os.close(fd)
         return None, -1
@@ -357,8 +358,23 @@ def _make_keep(tmp_dir: str, path: str) -> tuple[str | None, int]:
         os.close(fd)
         raise
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
     return path, fd
+
+
+def _link_or_rename(temporary: str, path: str) -> None:
+    """Give the file its name unless that is taken: FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        # A filesystem without hard links: what a rename could overwrite between here and there is only
+        # the `.keep` of somebody who keeps a pack with these very objects.
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(temporary, path)
 
 
 def clear_stale_keeps(pack_dir: str) -> int:

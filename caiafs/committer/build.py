@@ -1,0 +1,313 @@
+"""From a batch of changes to git trees: the user's tree and the side tree.
+
+Runs in the commit worker, on a batch nobody changes any more. Directories are built
+from the deepest up, each as its tree in git with the changed entries patched in, so
+that a commit costs what changed and not what is there. Written without recursion:
+a path may be thousands of levels deep.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from ..errors import ObjectCorrupt
+from ..records import NO_OID, BadRecord
+from ..records.side import (
+    Meta,
+    SideRecord,
+    bucket_count,
+    bucket_name,
+    encode_meta,
+    encode_record,
+    join_records,
+    split_records,
+)
+from ..store import Store, needs_content_check, patch_tree, storable_content, storable_entry
+from ..tree import GITLINK, ROOT_INO, ContentState, DirectoryState, EntryState
+from .message import PathChange
+
+BLOB, TREE, COMMIT = 3, 2, 1
+PIECE = 1024 * 1024
+_ZEROS = bytes(PIECE)
+
+TreeChanges = dict[bytes, tuple[int, bytes] | None]
+
+
+class Packer(Protocol):
+    """Where new objects go."""
+
+    def add(self, kind: int, data: bytes) -> bytes: ...
+    def add_stream(self, size: int, chunks: Iterator[bytes]) -> bytes: ...
+
+
+class Built(NamedTuple):
+    """What a batch became."""
+
+    tree: bytes | None
+    side_tree: bytes
+    contents: dict[int, bytes]
+    directories: dict[int, tuple[bytes | None, bytes | None]]
+    changes: list[PathChange]
+
+
+class Builder:
+    """Builds one batch. *read* gives the journal's bytes, *alive* is told of progress."""
+
+    def __init__(
+        self, store: Store, packer: Packer, read: Callable[[int, int], bytes], spool: str,
+        alive: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._packer = packer
+        self._read = read
+        self._spool = spool
+        self._alive = alive
+        self._directories: dict[int, DirectoryState] = {}
+        self._contents: dict[int, bytes] = {}
+        self._built: dict[int, tuple[bytes | None, bytes | None]] = {}
+        self._changes: list[PathChange] = []
+
+    def build(
+        self, directories: dict[int, DirectoryState], root: EntryState, next_ino: int,
+        links: list[tuple[int, bytes]],
+    ) -> Built:  # fmt: skip
+        """Write the objects of the batch. Raises StoreError, JournalDamaged, OSError."""
+        self._directories = directories
+        for state, path, diverted in reversed(self._order()):
+            self._built[state.ino] = self._directory(state, path, diverted)
+            self._alive()
+        tree, side = self._built.get(ROOT_INO, (root.oid, root.side))
+        record = _record(b"", root, 0o040000, tree or NO_OID)
+        meta = self._packer.add(BLOB, encode_meta(Meta(record, next_ino, root.epoch, tuple(links))))
+        entries: TreeChanges = {b"meta": (0o100644, meta)}
+        if side is not None:
+            entries[b"root"] = (0o040000, side)
+        side_tree = self._packer.add(TREE, patch_tree(b"", entries))
+        return Built(tree, side_tree, self._contents, self._built, self._changes)
+
+    def _order(self) -> list[tuple[DirectoryState, bytes, bool]]:
+        """Every changed directory with its path and whether git cannot hold it, parents first."""
+        order = []
+        waiting = [(ROOT_INO, b"", False)] if ROOT_INO in self._directories else []
+        while waiting:
+            ino, path, diverted = waiting.pop()
+            state = self._directories[ino]
+            order.append((state, path, diverted))
+            for name, entry in state.entries.items():
+                if entry is not None and stat.S_ISDIR(entry.mode) and entry.ino in self._directories:
+                    below = diverted or entry.gitlink is not None or not storable_entry(name, 0o040000)
+                    waiting.append((entry.ino, path + name + b"/", below))
+        return order
+
+    def _directory(
+        self, state: DirectoryState, path: bytes, diverted: bool
+    ) -> tuple[bytes | None, bytes | None]:
+        tree: TreeChanges = {}
+        side: TreeChanges = {}
+        records: dict[bytes, bytes | None] = {}
+        listed: set[bytes] = set()
+        for name, entry in state.entries.items():
+            tree[name] = side[b"=" + name] = side[b"~" + name] = None
+            records[name] = None
+            if entry is None:
+                continue
+            placed: tuple[int, bytes] | None = None
+            target = b""
+            if stat.S_ISREG(entry.mode):
+                mode, oid = 0o100755 if entry.mode & 0o100 else 0o100644, self._content(entry)
+                if not diverted and storable_entry(name, mode) and self._content_is_fine(name, entry):
+                    placed = mode, oid
+                else:
+                    side[b"~" + name] = 0o100644, oid
+            elif stat.S_ISLNK(entry.mode):
+                if not diverted and storable_entry(name, 0o120000):
+                    placed = 0o120000, self._link(entry)
+                else:
+                    target = (
+                        self._store.blob(entry.oid)
+                        if entry.target is None and entry.oid
+                        else entry.target or b""
+                    )
+            elif stat.S_ISDIR(entry.mode):
+                below, below_side = self._built.get(entry.ino, (entry.oid, entry.side))
+                if entry.ino in self._built:
+                    listed.add(name)
+                if entry.gitlink is not None:
+                    placed = None if diverted else (GITLINK, entry.gitlink)
+                elif below is not None and not diverted and storable_entry(name, 0o040000):
+                    placed = 0o040000, below
+                if below_side is not None:
+                    side[b"=" + name] = 0o040000, below_side
+            tree[name] = placed
+            git_mode, oid = placed or (0, NO_OID)
+            records[name] = encode_record(_record(name, entry, git_mode, oid, target))
+        return self._user_tree(state, path, tree, listed, diverted), self._side_tree(state, side, records)
+
+    def _user_tree(
+        self, state: DirectoryState, path: bytes, changes: TreeChanges, listed: set[bytes], diverted: bool
+    ) -> bytes | None:
+        old = b"" if state.tree_oid is None else self._store.tree_bytes(state.tree_oid)
+        new = b"" if diverted else patch_tree(old, changes)
+        for name, placed in changes.items():
+            before = _find(old, name)
+            after = None if diverted else placed
+            if name in listed:
+                after = None  # what is in it was listed one by one
+                if before is not None and before[0] == 0o040000:
+                    continue
+            if before != after:
+                self._changes.append(PathChange(path + name, before, after))
+        if new == old and state.tree_oid is not None:
+            return state.tree_oid
+        return self._packer.add(TREE, new) if new else None
+
+    def _side_tree(
+        self, state: DirectoryState, changes: TreeChanges, records: dict[bytes, bytes | None]
+    ) -> bytes | None:
+        old = b"" if state.side_oid is None else self._store.tree_bytes(state.side_oid)
+        buckets = {}
+        if state.side_oid is not None:
+            buckets = {e.name: e.oid for e in self._store.tree(state.side_oid) if e.name.startswith(b"@")}
+        before = 1 if not buckets else 16 ** (len(next(iter(buckets))) - 1)
+        count = bucket_count(state.children, before)
+        if count != before:
+            kept: dict[bytes, bytes | None] = {}
+            for name, oid in buckets.items():
+                kept.update(self._bucket(oid))
+                changes[name] = None
+            records = kept | records
+            buckets = {}
+        grouped: dict[bytes, dict[bytes, bytes | None]] = {}
+        for name, record in records.items():
+            grouped.setdefault(bucket_name(name, count), {})[name] = record
+        for bucket, members in grouped.items():
+            found = self._bucket(buckets[bucket]) if bucket in buckets else {}
+            for name, record in members.items():
+                if record is None:
+                    found.pop(name, None)
+                else:
+                    found[name] = record
+            changes[bucket] = (0o100644, self._packer.add(BLOB, join_records(found))) if found else None
+        new = patch_tree(old, changes)
+        if new == old and state.side_oid is not None:
+            return state.side_oid
+        return self._packer.add(TREE, new) if new else None
+
+    def _bucket(self, oid: bytes) -> dict[bytes, bytes]:
+        try:
+            return split_records(self._store.blob(oid))
+        except BadRecord as error:
+            raise ObjectCorrupt(f"side records {oid.hex()}: {error}") from error
+
+    # ---- contents
+
+    def _link(self, entry: EntryState) -> bytes:
+        if entry.oid is not None:
+            return entry.oid
+        oid = self._packer.add(BLOB, entry.target or b"")
+        self._contents[entry.ino] = oid
+        return oid
+
+    def _content(self, entry: EntryState) -> bytes:
+        if entry.oid is not None:
+            return entry.oid
+        oid = self._contents.get(entry.ino)
+        if oid is None:
+            assert entry.content is not None
+            oid = self._contents[entry.ino] = self._write(entry.content)
+        return oid
+
+    def _write(self, content: ContentState) -> bytes:
+        if content.size <= PIECE:
+            return self._packer.add(BLOB, b"".join(self._pieces(content)))
+        return self._packer.add_stream(content.size, self._pieces(content))
+
+    def _pieces(self, content: ContentState) -> Iterator[bytes]:
+        """The file from its beginning to its end: extents, the base between them, zeros elsewhere."""
+        base = _Base(self._store, content.base, self._spool)
+        try:
+            at = 0
+            for offset, length, position in (*content.extents, (content.size, 0, 0)):
+                while at < min(offset, content.base_limit):
+                    data = base.read(at, min(PIECE, min(offset, content.base_limit) - at))
+                    at += len(data)
+                    yield data
+                while at < offset:
+                    zeros = min(PIECE, offset - at)
+                    at += zeros
+                    yield _ZEROS[:zeros]
+                end = offset + length
+                while at < end:
+                    data = self._read(position + at - offset, min(PIECE, end - at))
+                    at += len(data)
+                    yield data
+                self._alive()
+        finally:
+            base.close()
+
+    def _content_is_fine(self, name: bytes, entry: EntryState) -> bool:
+        """False for the few files whose content git refuses: they ride beside the tree."""
+        if not needs_content_check(name):
+            return True
+        if entry.size > PIECE:
+            return False
+        if entry.content is not None:
+            return storable_content(name, b"".join(self._pieces(entry.content)))
+        return entry.oid is not None and storable_content(name, self._store.blob(entry.oid))
+
+
+class _Base:
+    """The base blob of a file that was changed in part."""
+
+    def __init__(self, store: Store, oid: bytes | None, spool: str) -> None:
+        self._store = store
+        self._oid = oid
+        self._spool = spool
+        self._whole: bytes | None = None
+        self._reader: object | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert self._oid is not None
+        if self._whole is None and self._reader is None:
+            if self._store.blob_size(self._oid) <= PIECE:
+                self._whole = self._store.blob(self._oid)
+            else:
+                self._reader = self._store.open_blob(self._oid, self._spool)
+        if self._whole is not None:
+            data = self._whole[offset : offset + length]
+        else:
+            data = self._reader.read(offset, length)  # type: ignore[union-attr,attr-defined]
+        if not data:
+            raise ObjectCorrupt(f"blob {self._oid.hex()} is shorter than the file it is the base of")
+        return data
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+
+def _record(name: bytes, e: EntryState, git_mode: int, oid: bytes, target: bytes = b"") -> SideRecord:
+    return SideRecord(
+        name, e.ino, e.mode, e.uid, e.gid, e.nlink, e.rdev, e.atime, e.mtime, e.ctime, e.size, git_mode, oid,
+        e.epoch, e.xattrs, target,
+    )  # fmt: skip
+
+
+def _find(tree: bytes, name: bytes) -> tuple[int, bytes] | None:
+    """The entry *name* in a tree's bytes, found without parsing what is before it."""
+    needle = b" " + name + b"\0"
+    at = tree.find(needle)
+    while at >= 0:
+        start = at
+        while start > 0 and at - start < 6 and tree[start - 1 : start] in b"01234567":
+            start -= 1
+        digits = tree[start:at]
+        oid = tree[at + len(needle) : at + len(needle) + 20]
+        for width in (6, 5):  # "100644", "40000"
+            mode = digits[-width:]
+            if len(mode) == width and mode[:1] in (b"1", b"4") and len(oid) == 20:
+                return int(mode, 8), oid
+        at = tree.find(needle, at + 1)
+    return None

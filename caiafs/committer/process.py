@@ -1,0 +1,162 @@
+"""The daemon's end of the commit worker: start it, ask it, notice when it dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from ..errors import StoreError
+from .worker import Place
+
+FRAME = struct.Struct("<I")
+_START = "from caiafs.committer.worker import main; main()"
+SILENCE = 60.0
+"""Seconds without a sign of life after which a working worker is taken for hung."""
+
+
+class WorkerGone(StoreError):
+    """The commit worker ended or hung; it is started again and the batch is done again."""
+
+
+class Refused(StoreError):
+    """The worker could not do what it was asked; *locked*: another process holds a ref's lock."""
+
+    def __init__(self, message: str, locked: bool) -> None:
+        super().__init__(message)
+        self.locked = locked
+
+
+class WorkerProcess:
+    """At most one worker at a time, started when it is first needed.
+
+    *on_tip* is called when the worker saw the branch move. *inherit* are descriptors that
+    the worker keeps open: the branch's lock is held until it has ended too.
+    """
+
+    def __init__(
+        self, place: Place, on_tip: Callable[[bytes | None], None], inherit: tuple[int, ...]
+    ) -> None:
+        self._place = place
+        self._on_tip = on_tip
+        self._inherit = inherit
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stream: trio.SocketStream | None = None
+        self._answers: trio.MemorySendChannel[tuple[Any, ...]] | None = None
+        self._inbox: trio.MemoryReceiveChannel[tuple[Any, ...]] | None = None
+        self._nursery: trio.Nursery | None = None
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the worker until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self.stop()
+            self._nursery = None
+
+    async def tell(self, *message: Any) -> None:
+        """Send something that has no answer. Raises WorkerGone."""
+        await self._start()
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        assert self._stream is not None
+        try:
+            with trio.fail_after(SILENCE):
+                await self._stream.send_all(FRAME.pack(len(data)) + data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+            self.stop()
+            raise WorkerGone("the commit worker ended") from error
+
+    async def ask(self, *message: Any) -> Any:
+        """Send a request and wait for its answer. Raises Refused, WorkerGone."""
+        await self.tell(*message)
+        return await self._answer()
+
+    async def _answer(self) -> Any:
+        inbox = self._inbox
+        assert inbox is not None
+        while True:
+            with trio.move_on_after(SILENCE) as scope:
+                try:
+                    kind, *rest = await inbox.receive()
+                except trio.EndOfChannel:
+                    self.stop()
+                    raise WorkerGone("the commit worker ended") from None
+            if scope.cancelled_caught:
+                self.stop()
+                raise WorkerGone(f"the commit worker gave no sign of life for {SILENCE:g} s")
+            if kind == "done":
+                return rest[0]
+            if kind == "failed":
+                raise Refused(*rest)
+
+    async def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.stop()
+        if self._nursery is None:
+            raise WorkerGone("the commit worker was stopped")
+        # Not trio.open_process: it forks in a thread, and the worker is to die with this process,
+        # not with that thread.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-c", _START, str(os.getpid())],
+                stdin=theirs.fileno(), stdout=theirs.fileno(), pass_fds=self._inherit, cwd="/",
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            )  # fmt: skip
+        self.starts += 1
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._answers, self._inbox = trio.open_memory_channel[tuple[Any, ...]](64)
+        self._nursery.start_soon(self._listen, self._stream, self._answers)
+        data = pickle.dumps((self._place,))
+        try:
+            await self._stream.send_all(FRAME.pack(len(data)) + data)
+        except trio.BrokenResourceError as error:
+            self.stop()
+            raise WorkerGone("the commit worker could not be started") from error
+
+    async def _listen(
+        self, stream: trio.SocketStream, answers: trio.MemorySendChannel[tuple[Any, ...]]
+    ) -> None:
+        buffer = bytearray()
+        async with answers:
+            with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                while part := await stream.receive_some(1 << 18):
+                    buffer += part
+                    while len(buffer) >= FRAME.size:
+                        (size,) = FRAME.unpack_from(buffer)
+                        if len(buffer) < FRAME.size + size:
+                            break
+                        kind, *rest = pickle.loads(memoryview(buffer)[FRAME.size : FRAME.size + size])
+                        del buffer[: FRAME.size + size]
+                        if kind in ("tip", "ready"):
+                            self._on_tip(rest[0])
+                        else:
+                            await answers.send((kind, *rest))
+
+    def stop(self) -> None:
+        """End the worker, whatever it does: what it had not finished will be done again."""
+        process, self._process = self._process, None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.socket.close()
+        if process is not None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,355 @@
+"""When to commit, and what to do when git says no.
+
+One task beside the mount. It freezes the tree's changes, has the worker process write
+them, and lets the journal go once git's objects and refs are on disk. It is also the one
+who takes in what arrives on the branch from outside.
+
+A batch that failed is tried again, the same batch, with growing pauses, until it is in
+git: later changes wait in the journal for the next one. Nothing is dropped on an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import NamedTuple
+
+import trio
+
+from ..config import Config
+from ..errors import CaiafsError, FSError, JournalError, StoreError
+from ..filesystem import Filesystem
+from ..filesystem.adopt import Adoption
+from ..metrics import Metrics
+from ..records import NO_OID, Committed
+from ..tree import Batch, DirectoryState, Settled
+from .process import Refused, WorkerProcess
+from .worker import Done, Order
+
+log = logging.getLogger(__name__)
+
+CHUNK = 200
+"""Entries captured, sent or settled before other tasks get their turn: well under a millisecond."""
+FIRST_PAUSE, LAST_PAUSE = 0.2, 30.0
+"""Seconds between tries of a failing commit, doubling from the first to the last, with jitter."""
+TIDY_EVERY = 20
+"""After so many commits the worker looks whether packs should be brought together."""
+
+Invalidate = Callable[[list[tuple[int, bytes]]], Awaitable[None]]
+
+
+class Outcome(NamedTuple):
+    """What a commit request led to."""
+
+    commit: bytes | None
+    changes: int
+
+
+class Committer:
+    """Turns the journal into commits. *identity* is git's "Name <mail>" for author and committer."""
+
+    def __init__(
+        self, fs: Filesystem, worker: WorkerProcess, config: Config, metrics: Metrics, identity: bytes,
+        invalidate: Invalidate,
+    ) -> None:  # fmt: skip
+        self._fs = fs
+        self._worker = worker
+        self._config = config
+        self._metrics = metrics
+        self._identity = identity
+        self._invalidate = invalidate
+        self._wake = trio.Event()
+        self._busy = trio.Lock()
+        self._in_flight: tuple[Batch, Order] | None = None
+        self._in_flight_since: float | None = None
+        self.head: bytes | None = None
+        self.side: bytes | None = None
+        self.landed: bytes | None = None
+        self.tip: bytes | None = None
+        self._outside: bytes | None = None
+        self._notes: list[str] = []
+        self._merge = False
+        self.commits = 0
+        self.failures = 0
+        self.trouble: str | None = None
+        self.last_commit_at: float | None = None
+        self.last_subject = ""
+        self.stopping = False
+
+    # ---- starting
+
+    def attach(self, head: bytes | None, side: bytes | None, landed: bytes | None, tip: bytes | None) -> None:
+        """The tree shows *head*, whose metadata is *side*; the branch was last seen by us at *landed*."""
+        self.head = self._fs.head = head
+        self.side = side
+        self.landed = landed
+        self.tip = tip
+
+    def tip_seen(self, tip: bytes | None) -> None:
+        """The worker saw the branch at *tip*."""
+        self.tip = tip
+        if tip is not None and tip != self.landed:
+            self._wake.set()
+
+    @property
+    def oldest_change(self) -> float | None:
+        """When the first change was made that git does not have, by trio's clock."""
+        return self._fs.first_change if self._in_flight is None else self._in_flight_since
+
+    @property
+    def moved_outside(self) -> bool:
+        """True if the branch is not where this mount left it."""
+        return self.tip is not None and self.tip != self.landed
+
+    # ---- asking
+
+    async def commit(self, message: str | None = None, tries: int = 5) -> Outcome:
+        """Commit everything acknowledged so far, now. Raises StoreError if git refuses *tries* times."""
+        attempt = 0
+        while True:
+            try:
+                async with self._busy:
+                    await self._take_in()
+                    changes = self._fs.tree.changes + self._fs.pending
+                    if self._fs.is_dirty or self._in_flight is not None:
+                        await self._commit(message)
+                    await self._take_in()
+                    return Outcome(self.head, changes)
+            except CaiafsError as error:
+                attempt += 1
+                self._failed(error)
+                if attempt >= tries:
+                    raise StoreError(f"not committed, but safe in the journal: {error}") from error
+                await trio.sleep(self._pause(attempt, error))
+
+    async def drain(self) -> Outcome:
+        """Commit until nothing is left, access times too: at the end of the mount."""
+        self._fs.mark_atimes()
+        outcome = await self.commit()
+        while self._fs.is_dirty or self._in_flight is not None:
+            outcome = await self.commit()
+        return outcome
+
+    async def reconcile(self) -> None:
+        """Bring the tree and the branch together before the mount serves. Raises StoreError."""
+        async with self._busy:
+            await self._take_in()
+
+    # ---- the schedule
+
+    async def run(self) -> None:
+        """Commit when it is time, until cancelled."""
+        while True:
+            await self._something_to_do()
+            try:
+                async with self._busy:
+                    await self._take_in()
+                    if self._in_flight is not None or (self._fs.is_dirty and self._is_time()):
+                        await self._commit(None)
+            except CaiafsError as error:
+                self._failed(error)
+                await self._make_journal_safe()
+                await trio.sleep(self._pause(self.failures, error))
+
+    async def _something_to_do(self) -> None:
+        """Return when the branch moved, or changes are old or quiet enough to be committed."""
+        while True:
+            if self.moved_outside:
+                return
+            self._wake = trio.Event()
+            if self._in_flight is not None:
+                return
+            if not self._fs.is_dirty:
+                if self._fs.changed.is_set():
+                    self._fs.changed = trio.Event()
+                await self._wait_for(self._fs.changed, math.inf)
+                continue
+            if self._is_time():
+                return
+            quiet = self._fs.last_change + self._config.commit_quiet
+            latest = (self._fs.first_change or 0.0) + self._config.commit_interval
+            await self._wait_for(None, min(quiet, latest))
+
+    def _is_time(self) -> bool:
+        if self._fs.journal.size > self._config.journal_max // 4:
+            return True
+        now = trio.current_time()
+        first = self._fs.first_change
+        return now >= self._fs.last_change + self._config.commit_quiet or (
+            first is not None and now >= first + self._config.commit_interval
+        )
+
+    async def _wait_for(self, event: trio.Event | None, deadline: float) -> None:
+        """Until *event*, the wake-up of a moved branch, or the deadline."""
+        with trio.CancelScope(deadline=deadline):
+            async with trio.open_nursery() as nursery:
+
+                async def first(one: trio.Event) -> None:
+                    await one.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(first, self._wake)
+                if event is not None:
+                    nursery.start_soon(first, event)
+                else:
+                    nursery.start_soon(self._watch_pressure, nursery.cancel_scope)
+
+    async def _watch_pressure(self, scope: trio.CancelScope) -> None:
+        """A journal that grows past its bound is committed sooner."""
+        while self._fs.journal.size <= self._config.journal_max // 4:
+            await trio.sleep(0.25)
+        scope.cancel()
+
+    # ---- one commit
+
+    async def _commit(self, message: str | None) -> None:
+        """Freeze, write, settle; one try. A batch that failed before is tried again as it was."""
+        fs = self._fs
+        started = trio.current_time()
+        if self._in_flight is None:
+            self._in_flight_since = fs.first_change
+            self._in_flight = await self._freeze(message)
+        batch, order = self._in_flight
+        try:
+            for part in _parts(batch):
+                await self._worker.tell("directories", part)
+            done: Done = await self._worker.ask("commit", order)
+        except StoreError:
+            self._metrics.commit("failure", trio.current_time() - started)
+            raise
+        for step, _ in enumerate(fs.settle(batch, Settled(done.contents, done.directories))):
+            if step % CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+        self._in_flight = None
+        self.head = fs.head = done.commit
+        self.side = done.side
+        if done.landed:
+            self.landed = done.commit
+            self._outside, self._notes, self._merge = None, [], False
+        self._release(batch, done)
+        self._metrics.commit("success", trio.current_time() - started)
+        self._recovered()
+        if done.is_new:
+            self.commits += 1
+            self.last_commit_at = time.time()
+            self.last_subject = done.subject
+            log.info("committed %s: %s", (done.commit or NO_OID).hex()[:12], done.subject)
+            if self.commits % TIDY_EVERY == 0 and not self.stopping:
+                await self._worker.ask("tidy")
+
+    async def _freeze(self, message: str | None) -> tuple[Batch, Order]:
+        fs = self._fs
+        batch = fs.freeze()
+        while fs.tree.capture(CHUNK):
+            await trio.lowlevel.checkpoint()
+        stamp = int(time.time())
+        parents: tuple[bytes, ...] = () if self.head is None else (self.head,)
+        if self._merge and self._outside is not None:
+            parents = (*parents, self._outside)
+        outside = self._outside.hex() if self._outside is not None and (self._merge or self._notes) else None
+        return batch, Order(
+            batch.position, batch.root, batch.next_ino, batch.links, parents, self.landed, self.side,
+            self._identity, stamp, time.localtime(stamp).tm_gmtoff // 60, message, outside, self._notes,
+        )  # fmt: skip
+
+    def _release(self, batch: Batch, done: Done) -> None:
+        record = Committed(batch.position, done.commit or NO_OID, done.side, self.landed or NO_OID)
+        try:
+            self._fs.release_journal(record)
+        except JournalError as error:
+            # Everything is in git; the journal only could not be told, and is told the next time.
+            log.warning("the journal could not be released: %s", error)
+
+    async def _make_journal_safe(self) -> None:
+        """Git does not take the changes now: let them survive power loss where they are."""
+        try:
+            await self._fs.sync()
+        except FSError as error:
+            log.warning("the journal could not be synced: %s", error)
+
+    def _failed(self, error: CaiafsError) -> None:
+        self.failures += 1
+        if self.trouble != str(error):
+            log.warning("commit failed, will be tried again: %s", error)
+        self.trouble = self._fs.git_trouble = str(error)
+        self._fs.released.set()  # whoever waits for room must learn that there is none for now
+        self._fs.released = trio.Event()
+
+    def _recovered(self) -> None:
+        if self.trouble is not None:
+            log.info("git works again")
+        self.failures = 0
+        self.trouble = self._fs.git_trouble = None
+
+    @staticmethod
+    def _pause(attempt: int, error: CaiafsError) -> float:
+        ceiling = 1.0 if isinstance(error, Refused) and error.locked else LAST_PAUSE
+        return float(min(ceiling, FIRST_PAUSE * 2 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0))
+
+    # ---- what comes from outside
+
+    async def _take_in(self) -> None:
+        """Bring in what the branch got from elsewhere, until it and the tree agree."""
+        while self.moved_outside:
+            tip = self.tip
+            assert tip is not None
+            if self._in_flight is not None or (self.head == self.landed and self._fs.is_dirty):
+                # Our own changes become a commit first, so that a merge has two sides.
+                await self._commit(None)
+                continue
+            if self.head is not None and self.head != self.landed and await self._lands_now(tip):
+                continue
+            await self._merge_in(tip)
+
+    async def _lands_now(self, tip: bytes) -> bool:
+        """Our last commit is durable but not on the branch: put it there if nothing is in the way."""
+        assert self.head is not None
+        ahead, base = await self._worker.ask("relation", self.head, tip)
+        if ahead:
+            self.landed = self.head
+            return tip == self.head
+        if base == tip and await self._worker.ask("land", tip, self.head, self._identity):
+            self.landed = self.head
+            return True
+        self.landed = base if self.landed is None else self.landed
+        return False
+
+    async def _merge_in(self, tip: bytes) -> None:
+        changes = await self._worker.ask("changes", self.landed, tip)
+        when = time.time_ns()
+        adoption = Adoption(self._fs, tip, when)
+        for change in changes:
+            await adoption.take(change)
+        await self._invalidate(adoption.touched)
+        log.info("took in %s: %d changes from outside", tip.hex()[:12], len(changes))
+        for note in adoption.notes:
+            log.warning("outside change: %s", note)
+        unlanded = self.head is not None and self.head != self.landed
+        follows = self.landed is None or (await self._worker.ask("relation", self.landed, tip))[0]
+        self._outside, self._notes = tip, adoption.notes
+        self._merge = unlanded and follows
+        if not self._merge:
+            self.head = self._fs.head = tip
+        self.landed = tip
+        if self._fs.is_dirty or unlanded:
+            await self._commit(None)
+
+
+def _parts(batch: Batch) -> Iterator[list[DirectoryState]]:
+    """The batch's directories in pieces that are quick to send."""
+    part: list[DirectoryState] = []
+    size = 0
+    for state in batch.directories.values():
+        names = list(state.entries)
+        for start in range(0, max(1, len(names)), CHUNK):
+            piece = {name: state.entries[name] for name in names[start : start + CHUNK]}
+            part.append(state._replace(entries=piece))
+            size += len(piece) + 1
+            if size >= CHUNK:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part

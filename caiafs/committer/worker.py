@@ -1,0 +1,295 @@
+"""The commit worker: a process of its own that turns batches into durable commits.
+
+Started by process.py, spoken to over its standard input and output in pickled frames;
+it ends when its input does, or when the daemon dies. It holds no state that matters:
+a batch that is sent again gives the same objects, and refs that point at them already
+are left as they are. So a worker may die at any moment.
+
+The order that nothing breaks: objects on disk, then the side ref, which names the
+commit and the journal position, then the branch by compare-and-swap. If it ends
+between the two, the next one finds in the side ref what the branch was to become.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import select
+import signal
+import struct
+import sys
+import time
+from typing import Any, NamedTuple
+
+from ..errors import CaiafsError, RefLocked, StoreError
+from ..journal import Reader
+from ..records.side import side_message
+from ..store import Store, encode_commit
+from ..tree import DirectoryState, EntryState
+from .build import COMMIT, TREE, Builder
+from .message import compose
+
+FRAME = struct.Struct("<I")
+POLL = 0.5
+"""Seconds between looks at the branch while there is nothing to do."""
+ALIVE = 1.0
+"""Seconds between signs of life while a batch is worked on."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Place(NamedTuple):
+    """Where the worker works. *branch* and *side* are full ref names."""
+
+    git_dir: str
+    state_dir: str
+    branch: bytes
+    side: bytes
+    journal_id: bytes
+    watch: bool
+
+
+class Order(NamedTuple):
+    """A batch that is to be committed; its directories were sent before.
+
+    *parents* of the new commit; *expected* is where the branch is believed to stand;
+    *side_parent* the side ref's. *stamp* is the time of the commit in seconds, *zone* in minutes.
+    """
+
+    position: int
+    root: EntryState
+    next_ino: int
+    links: list[tuple[int, bytes]]
+    parents: tuple[bytes, ...]
+    expected: bytes | None
+    side_parent: bytes | None
+    identity: bytes
+    stamp: int
+    zone: int
+    message: str | None
+    outside: str | None
+    notes: list[str]
+
+
+class Done(NamedTuple):
+    """What became of an Order. Not *landed*: the branch moved meanwhile, and was left where it is."""
+
+    commit: bytes | None
+    side: bytes
+    landed: bool
+    is_new: bool
+    subject: str
+    changed_paths: int
+    contents: dict[int, bytes]
+    directories: dict[int, tuple[bytes | None, bytes | None]]
+
+
+class Worker:
+    """One worker's side of the pipe."""
+
+    def __init__(self, inlet: int, outlet: int) -> None:
+        self._inlet = inlet
+        self._outlet = outlet
+        self._spoke = 0.0
+        self._directories: dict[int, DirectoryState] = {}
+        self._seen: tuple[Any, ...] | None = None
+        self._tip: bytes | None = None
+        (self._place,) = self._receive()
+        self._store = Store.open(self._place.git_dir)
+        self._tmp = os.path.join(self._store.git_dir, "caiafs", "tmp", self._place.branch.hex()[-40:])
+        self._spool = self._tmp
+        os.makedirs(self._tmp, mode=0o700, exist_ok=True)
+        self._store.clear_stale(self._tmp)
+
+    def run(self) -> None:
+        """Serve until the input ends."""
+        self._tip = self._store.read_ref(self._place.branch)
+        self._send("ready", self._tip)
+        while True:
+            readable, _, _ = select.select([self._inlet], [], [], POLL if self._place.watch else None)
+            if not readable:
+                self._look()
+                continue
+            try:
+                name, *arguments = self._receive()
+            except EOFError:
+                return
+            try:
+                answer = getattr(self, f"do_{name}")(*arguments)
+            except (CaiafsError, OSError) as error:
+                self._directories = {}
+                self._send("failed", str(error), isinstance(error, RefLocked))
+            else:
+                if name != "directories":
+                    self._send("done", answer)
+
+    # ---- what can be asked
+
+    def do_directories(self, states: list[DirectoryState]) -> None:
+        """A part of the next batch; a directory's entries may come in several parts."""
+        for state in states:
+            known = self._directories.setdefault(state.ino, state)
+            if known is not state:
+                known.entries.update(state.entries)
+
+    def do_commit(self, order: Order) -> Done:
+        """Objects, side ref, branch."""
+        directories, self._directories = self._directories, {}
+        store, place = self._store, self._place
+        reader = Reader(place.state_dir)
+        packer = store.pack_writer(self._tmp)
+        try:
+            builder = Builder(store, packer, reader.read, self._spool, self._alive)
+            built = builder.build(directories, order.root, order.next_ino, order.links)
+            commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
+            side_parents = tuple(oid for oid in (order.side_parent, commit) if oid is not None)
+            side = packer.add(
+                COMMIT,
+                encode_commit(
+                    built.side_tree, side_parents, order.identity, order.identity, order.stamp, order.stamp,
+                    order.zone, side_message(commit, place.journal_id, order.position),
+                ),
+            )  # fmt: skip
+            pack = packer.finish()
+        except BaseException:
+            packer.abort()
+            raise
+        finally:
+            reader.close()
+        try:
+            self._move_side(order, side)
+            landed = commit is None or self._move_branch(order, commit, text)
+        finally:
+            if pack is not None:
+                pack.release()
+        self._look(force=True)
+        return Done(
+            commit, side, landed, is_new, text.decode("utf-8", "replace").split("\n")[0],
+            len(built.changes), built.contents, built.directories,
+        )  # fmt: skip
+
+    def do_changes(self, old: bytes | None, new: bytes | None) -> list[Any]:
+        """What differs between two commits' trees."""
+        trees = [None if oid is None else self._store.commit(oid).tree for oid in (old, new)]
+        changes = []
+        for change in self._store.diff(trees[0], trees[1]):
+            changes.append(change)
+            self._alive()
+        return changes
+
+    def do_relation(self, ours: bytes, theirs: bytes) -> tuple[bool, bytes | None]:
+        """Whether *ours* is in the history of *theirs*, and where they parted."""
+        if self._store.is_ancestor(ours, theirs):
+            return True, ours
+        return False, self._store.merge_base(ours, theirs)
+
+    def do_land(self, expected: bytes | None, commit: bytes, identity: bytes) -> bool:
+        """Move the branch to a commit that is durable already."""
+        landed = self._store.swap_ref(self._place.branch, expected, commit, b"caiafs: recover", identity)
+        self._look(force=True)
+        return landed
+
+    def do_tidy(self) -> bool:
+        """Bring many packs together."""
+        return self._store.consolidate(self._tmp)
+
+    # ---- committing
+
+    def _commit(
+        self, packer: Any, order: Order, tree: bytes | None, changes: list[Any]
+    ) -> tuple[bytes | None, bytes, bool]:
+        """The commit that holds *tree*: a new one, or the parent if nothing but metadata changed."""
+        if len(order.parents) == 1:
+            parent = self._store.commit(order.parents[0])
+            if parent.tree == (tree or _EMPTY_TREE):
+                return order.parents[0], b"", False
+        elif not order.parents and tree is None:
+            return None, b"", False
+        if tree is None:
+            tree = packer.add(TREE, b"")
+        text = compose(changes, order.message, order.outside, order.notes)
+        data = encode_commit(
+            tree, order.parents, order.identity, order.identity, order.stamp, order.stamp, order.zone, text
+        )
+        return packer.add(COMMIT, data), text, True
+
+    def _move_side(self, order: Order, side: bytes) -> None:
+        store, ref = self._store, self._place.side
+        current = store.read_ref(ref)
+        if current == side:
+            return
+        if not store.swap_ref(ref, current, side, b"caiafs: metadata", order.identity):
+            raise StoreError(f"{ref.decode(errors='replace')} moved while it was written")
+
+    def _move_branch(self, order: Order, commit: bytes, text: bytes) -> bool:
+        store, ref = self._store, self._place.branch
+        current = store.read_ref(ref)
+        if current == commit:
+            return True
+        if current is not None and current != order.expected:
+            return False
+        return store.swap_ref(ref, current, commit, b"commit: " + text.split(b"\n")[0], order.identity)
+
+    # ---- the pipe
+
+    def _look(self, force: bool = False) -> None:
+        """Tell the daemon when the branch moved."""
+        try:
+            seen = self._store.ref_signature(self._place.branch)
+            if seen == self._seen and not force:
+                return
+            tip = self._store.read_ref(self._place.branch)
+        except (CaiafsError, OSError):
+            return  # the next commit will say what is wrong
+        self._seen = seen
+        if tip != self._tip:
+            self._tip = tip
+            self._send("tip", tip)
+
+    def _alive(self) -> None:
+        now = time.monotonic()
+        if now - self._spoke >= ALIVE:
+            self._send("alive")
+
+    def _send(self, *message: Any) -> None:
+        self._spoke = time.monotonic()
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        view = memoryview(FRAME.pack(len(data)) + data)
+        while view:
+            view = view[os.write(self._outlet, view) :]
+
+    def _receive(self) -> tuple[Any, ...]:
+        (size,) = FRAME.unpack(self._exactly(FRAME.size))
+        message: tuple[Any, ...] = pickle.loads(self._exactly(size))
+        return message
+
+    def _exactly(self, size: int) -> bytes:
+        parts = []
+        while size:
+            part = os.read(self._inlet, min(size, 1 << 20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+_EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
+
+
+def main() -> None:
+    """Serve the daemon that started this process, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the daemon decides when its worker stops
+    daemon = int(sys.argv[1])
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != daemon:
+        return
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    inlet, outlet = os.dup(0), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        Worker(inlet, outlet).run()

@@ -1,0 +1,173 @@
+"""Taking in what a commit from outside changed, name by name.
+
+Used by the committer, with what differs between the commit that the tree was at and
+the one that the branch is at now. A name that only they changed becomes theirs; where
+both changed one name, ours stays and theirs is put beside it. Replaced files get a new
+inode, as `git checkout` would give them: whoever has the old one open keeps it, and the
+kernel, which owns a cached file's size and times, cannot mix the two up.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import NamedTuple, Protocol
+
+from ..records import NO_OID, Adopt, AdoptEntry
+from ..tree import GITLINK, Directory, File, Node, Symlink
+from . import Filesystem
+from .loader import Entry
+
+DIRECTORY = 0o040000
+
+
+class Change(Protocol):
+    """One name that differs between two trees; a whole directory that came or went is one."""
+
+    @property
+    def path(self) -> tuple[bytes, ...]: ...
+    @property
+    def old(self) -> Entry | None: ...
+    @property
+    def new(self) -> Entry | None: ...
+
+
+class _Step(NamedTuple):
+    path: tuple[bytes, ...]
+    old: Entry | None
+    new: Entry | None
+
+
+class Adoption:
+    """One commit that is taken in. `touched` are the names whose kernel caches are stale,
+    `notes` tells a person what had to be decided."""
+
+    def __init__(self, fs: Filesystem, commit: bytes, when: int) -> None:
+        self._fs = fs
+        self._commit = commit
+        self._when = when
+        self.touched: list[tuple[int, bytes]] = []
+        self.notes: list[str] = []
+
+    async def take(self, change: Change) -> None:
+        """Bring one change in. Raises FSError where git or the journal fails."""
+        path, old, new = change.path, change.old, change.new
+        if old is not None and old.mode == DIRECTORY and (new is None or new.mode != DIRECTORY):
+            await self._remove_below(path, old)
+            if new is not None:
+                await self.take(_Step(path, None, new))
+        elif old is not None and new is not None and new.mode == DIRECTORY:
+            await self.take(_Step(path, old, None))
+            await self.take(_Step(path, None, new))
+        else:
+            parent = await self._walk(path[:-1])
+            node = None if parent is None else (await self._fs.children(parent)).get(path[-1])
+            if new is not None and new.mode == DIRECTORY and isinstance(node, Directory):
+                for entry in await self._fs.entries(new.oid):
+                    await self.take(_Step((*path, entry.name), None, entry))
+            else:
+                await self._take_one(path, old, new)
+
+    async def _remove_below(self, path: tuple[bytes, ...], old: Entry) -> None:
+        """A directory is gone outside: its files go, and it goes if nothing of ours is left in it."""
+        for entry in await self._fs.entries(old.oid):
+            step = _Step((*path, entry.name), entry, None)
+            if entry.mode == DIRECTORY:
+                await self._remove_below(step.path, entry)
+            else:
+                await self.take(step)
+        parent = await self._walk(path[:-1])
+        directory = await self._walk(path)
+        if parent is not None and directory is not None and not await self._fs.children(directory):
+            self._record(parent, AdoptEntry(parent.ino, path[-1], 0, NO_OID, 0, 0))
+
+    async def _take_one(self, path: tuple[bytes, ...], old: Entry | None, new: Entry | None) -> None:
+        size = 0 if new is None else await self._fs.size_of(new.mode, new.oid)
+        parent = await self._walk(path[:-1])
+        if parent is None:
+            if new is None:
+                return
+            parent = await self._make_directories(path[:-1])
+        children = await self._fs.children(parent)
+        node = children.get(path[-1])  # from here on there is no await
+        if _same(node, new):
+            return
+        busy = isinstance(node, File) and node.writers > 0
+        if _same(node, old) and not busy:
+            self._place(parent, path[-1], node, new, size)
+            return
+        shown = b"/".join(path).decode("utf-8", "replace")
+        if new is None:
+            self.notes.append(f"{shown}: removed outside, changed here: ours was kept")
+            return
+        beside = self._name_beside(children, path[-1], new)
+        what = "removed" if node is None else "changed"
+        theirs = beside.decode("utf-8", "replace")
+        self.notes.append(
+            f"{shown}: changed outside, {what} here: ours stays, theirs is beside it as {theirs}"
+        )
+        if not _same(children.get(beside), new):
+            self._place(parent, beside, None, new, size)
+
+    def _place(self, parent: Directory, name: bytes, node: Node | None, new: Entry | None, size: int) -> None:
+        if new is None:
+            self._record(parent, AdoptEntry(parent.ino, name, 0, NO_OID, 0, 0))
+            return
+        only_mode = isinstance(node, File) and stat.S_ISREG(new.mode) and node.content.oid == new.oid
+        ino = node.ino if only_mode and node is not None else self._fs.tree.next_ino
+        self._record(parent, AdoptEntry(parent.ino, name, new.mode, new.oid, size, ino))
+
+    def _record(self, parent: Directory, entry: AdoptEntry) -> None:
+        self._fs.adopt(Adopt(self._commit, self._when, (entry,)), parent)
+        self.touched.append((entry.parent, entry.name))
+
+    def _name_beside(self, children: dict[bytes, Node], name: bytes, new: Entry) -> bytes:
+        """A free name that says whose it is: `notes.txt.theirs-1a2b3c4`."""
+        suffix = b".theirs-" + self._commit.hex()[:7].encode()
+        base = name[: 255 - len(suffix) - 4]
+        beside, number = base + suffix, 2
+        while beside in children and not _same(children[beside], new):
+            beside = base + suffix + b"-%d" % number
+            number += 1
+        return beside
+
+    async def _walk(self, path: tuple[bytes, ...]) -> Directory | None:
+        directory = self._fs.tree.root
+        for name in path:
+            child = (await self._fs.children(directory)).get(name)
+            if not isinstance(child, Directory):
+                return None
+            directory = child
+        return directory
+
+    async def _make_directories(self, path: tuple[bytes, ...]) -> Directory:
+        """The directories of *path*, those that we removed made again (beside a file of that name)."""
+        directory = self._fs.tree.root
+        for name in path:
+            children = await self._fs.children(directory)
+            child = children.get(name)
+            if child is not None and not isinstance(child, Directory):
+                name = name[:240] + b".theirs"
+                child = children.get(name)
+            if not isinstance(child, Directory):
+                ino = self._fs.tree.next_ino
+                self._record(directory, AdoptEntry(directory.ino, name, DIRECTORY, NO_OID, 2, ino))
+                child = children[name]
+            assert isinstance(child, Directory)
+            directory = child
+        return directory
+
+
+def _same(node: Node | None, entry: Entry | None) -> bool:
+    """True if *node* is what *entry* says, as far as git can tell."""
+    if node is None or entry is None:
+        return node is None and entry is None
+    if isinstance(node, File):
+        executable = bool(node.mode & 0o100) == bool(entry.mode & 0o100)
+        return stat.S_ISREG(entry.mode) and executable and node.content.oid == entry.oid
+    if isinstance(node, Symlink):
+        return entry.mode == 0o120000 and node.oid == entry.oid
+    if isinstance(node, Directory):
+        if entry.mode == GITLINK:
+            return node.gitlink == entry.oid
+        return entry.mode == DIRECTORY and node.tree_oid == entry.oid and not node.changed
+    return False

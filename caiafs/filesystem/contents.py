@@ -1,0 +1,148 @@
+"""Reading what files hold: memory, else the journal, else git.
+
+Used by the filesystem for read(2) and readlink(2). Blobs up to WHOLE bytes are read
+whole and held in the memory tier; larger ones are inflated as far as they are read,
+into an unlinked file beside the journal, so that size costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from ..journal import Journal
+from ..memory import MemoryTier
+from ..metrics import Metrics
+from ..tree import Content, Piece
+
+WHOLE = 1024 * 1024
+OPEN_READERS = 8
+
+Ask = Callable[..., Awaitable[Any]]
+"""Runs a function of the store in a thread, under the operation timeout."""
+
+
+class BlobReader(Protocol):
+    """A large blob that is being read."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class BlobSource(Protocol):
+    """What is asked of the store."""
+
+    def blob(self, oid: bytes) -> bytes: ...
+    def open_blob(self, oid: bytes, spool_dir: str) -> BlobReader: ...
+
+
+class CachedBlob:
+    """A whole blob in memory."""
+
+    __slots__ = ("_cache", "data", "oid")
+
+    def __init__(self, oid: bytes, data: bytes, cache: dict[bytes, CachedBlob]) -> None:
+        self.oid = oid
+        self.data = data
+        self._cache = cache
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def evict(self) -> None:
+        """Go; git has the bytes."""
+        self._cache.pop(self.oid, None)
+
+
+class Contents:
+    """Reads pieces of files from wherever they are."""
+
+    def __init__(
+        self, store: BlobSource, journal: Journal, memory: MemoryTier, metrics: Metrics, spool: str, ask: Ask
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._memory = memory
+        self._metrics = metrics
+        self._spool = spool
+        self._ask = ask
+        self._blobs: dict[bytes, CachedBlob] = {}
+        self._readers: OrderedDict[bytes, BlobReader] = OrderedDict()
+
+    def keep(self, oid: bytes, data: bytes) -> None:
+        """*data* is the whole blob *oid*: hold it for the next reader."""
+        if oid not in self._blobs and len(data) <= WHOLE:
+            block = self._blobs[oid] = CachedBlob(oid, data, self._blobs)
+            self._memory.hold(block)
+
+    def cached(self, oid: bytes) -> bytes | None:
+        """The whole blob, if memory has it."""
+        block = self._blobs.get(oid)
+        if block is None:
+            return None
+        self._memory.use(block)
+        return block.data
+
+    async def blob(self, oid: bytes) -> bytes:
+        """The whole of a small blob."""
+        data = self.cached(oid)
+        if data is None:
+            data = bytes(await self._ask(self._store.blob, oid))
+            self.keep(oid, data)
+        return data
+
+    async def read(self, content: Content, offset: int, length: int) -> bytes:
+        """The stretch as it was when this was called; shorter only at the end of the file."""
+        pieces = list(content.pieces(offset, length))
+        if len(pieces) == 1 and pieces[0].extent is not None:
+            return self._extent(pieces[0])
+        base_size = content.base_size
+        # Extents are read before the first await: a commit may drop their segments later.
+        parts = [b"" if piece.extent is None else self._extent(piece) for piece in pieces]
+        for index, piece in enumerate(pieces):
+            if piece.base is not None:
+                parts[index] = await self._base(piece.base, base_size, piece.offset, piece.length)
+            elif piece.extent is None:
+                parts[index] = bytes(piece.length)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _extent(self, piece: Piece) -> bytes:
+        extent = piece.extent
+        assert extent is not None
+        if extent.data is None:
+            with self._metrics.timed("journal", "read"):
+                data = self._journal.read(extent.position, extent.length)
+            if extent.length <= WHOLE:
+                extent.data = data
+                self._memory.hold(extent)
+        else:
+            data = extent.data
+            self._memory.use(extent)
+        start = piece.offset - extent.offset
+        if start == 0 and piece.length == extent.length:
+            return data
+        return data[start : start + piece.length]
+
+    async def _base(self, oid: bytes, size: int, offset: int, length: int) -> bytes:
+        if size <= WHOLE:
+            return (await self.blob(oid))[offset : offset + length]
+        reader = self._readers.get(oid)
+        if reader is None:
+            reader = await self._ask(self._store.open_blob, oid, self._spool)
+            if oid in self._readers:
+                reader.close()  # another task opened it meanwhile
+                reader = self._readers[oid]
+            else:
+                self._readers[oid] = reader
+                if len(self._readers) > OPEN_READERS:
+                    self._readers.popitem(last=False)  # closes itself when its last reader is done
+        self._readers.move_to_end(oid)
+        return bytes(await self._ask(reader.read, offset, length, patient=True))
+
+    def close(self) -> None:
+        """Close the readers of large blobs."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()

@@ -1,0 +1,156 @@
+"""What a mount says of itself: the contents of `.stats`, and what `caiafs status` renders.
+
+Only puts together what the parts count themselves; see their `statistics()`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import trio
+
+from ..committer.schedule import Committer
+from ..config import Config
+from ..filesystem import Filesystem
+from ..metrics import Metrics
+from ..operations import Operations
+from ..records import NO_OID
+from ..virtual import VirtualFile, render_json
+
+
+class Report:
+    """Renders one mount's figures, true at the moment they are asked for."""
+
+    def __init__(
+        self, config: Config, branch: bytes, state_dir: str, fs: Filesystem, committer: Committer,
+        metrics: Metrics, operations: Operations | None = None,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._branch = branch
+        self._state_dir = state_dir
+        self._fs = fs
+        self._committer = committer
+        self._metrics = metrics
+        self.operations = operations
+        for name, source in (
+            ("caiafs_memory_bytes", self._memory_by_kind),
+            ("caiafs_memory_limit_bytes", lambda: fs.memory.limit),
+            ("caiafs_journal_bytes", lambda: fs.journal.size),
+            ("caiafs_uncommitted_changes", lambda: fs.statistics()["uncommitted_changes"]),
+            ("caiafs_oldest_uncommitted_seconds", self.oldest_uncommitted),
+            ("caiafs_health_state", self.state),
+        ):
+            metrics.gauge_source(name, source)
+
+    def files(self) -> dict[bytes, VirtualFile]:
+        """The files of `.stats`."""
+        return {
+            b"health.json": VirtualFile(lambda: render_json(self.health())),
+            b"stats.json": VirtualFile(lambda: render_json(self.stats())),
+            b"metrics.json": VirtualFile(lambda: render_json(self._metrics.summary()), self._metrics.clear),
+            b"config.json": VirtualFile(lambda: render_json(self.config())),
+            b"caiafs.prom": VirtualFile(self._metrics.exposition),
+        }
+
+    # ---- health
+
+    def reasons(self) -> list[str]:
+        """What is wrong at the moment, in sentences."""
+        found = []
+        failure = self._fs.journal.failure
+        if failure is not None:
+            found.append(f"journal: {failure.strerror or failure}")
+        if self._committer.trouble is not None:
+            found.append(f"git: {self._committer.trouble}")
+        found += [f"journal: bytes were set aside in {path}" for path in self._fs.journal.set_aside]
+        return found
+
+    def state(self) -> str:
+        """healthy, degraded (one tier has trouble) or failed (nothing can be kept)."""
+        if self._fs.journal.failure is not None and self._committer.trouble is not None:
+            return "failed"
+        return "degraded" if self.reasons() else "healthy"
+
+    def health(self) -> dict[str, Any]:
+        """health.json."""
+        state = self.state()
+        journal_fails = self._fs.journal.failure is not None
+        return {
+            "healthy": state == "healthy",
+            "state": state,
+            "reasons": self.reasons(),
+            "backends": {
+                "memory": {"state": "healthy", "over_budget_bytes": self._fs.memory.over},
+                "journal": {"state": "failed" if journal_fails else "healthy"},
+                "git": {
+                    "state": "degraded" if self._committer.trouble else "healthy",
+                    "failures": self._committer.failures,
+                },
+            },
+        }
+
+    # ---- figures
+
+    def stats(self) -> dict[str, Any]:
+        """stats.json."""
+        fs, committer = self._fs, self._committer
+        counted = fs.statistics()
+        uncommitted_bytes = fs.journal.size if counted["uncommitted_changes"] else 0
+        return {
+            "storage_stats": {
+                "config": {
+                    "primary": self._config.primary,
+                    "enable_fallback": self._config.enable_fallback,
+                    "branch": os.fsdecode(self._branch),
+                    "repository": self._config.repo,
+                    "mountpoint": self._config.mountpoint,
+                },
+                "memory": {**fs.memory.statistics(), "inodes": counted["inodes"],
+                           "loaded_directories": counted["loaded_directories"]},
+                "journal": {**fs.journal.statistics(), "replayed_records": counted["replayed_records"]},
+                "git": {
+                    "head": _hex(committer.head),
+                    "branch_at": _hex(committer.landed),
+                    "side": _hex(committer.side),
+                    "trouble": committer.trouble,
+                },
+                "commits": {
+                    "count": committer.commits,
+                    "failures": committer.failures,
+                    "uncommitted_changes": counted["uncommitted_changes"],
+                    "uncommitted_bytes": uncommitted_bytes,
+                    "oldest_uncommitted_seconds": round(self.oldest_uncommitted(), 3),
+                    "last_commit": _hex(committer.head),
+                    "last_commit_at": committer.last_commit_at,
+                    "last_subject": committer.last_subject,
+                },
+                **({"requests": self.operations.statistics()} if self.operations is not None else {}),
+            }
+        }  # fmt: skip
+
+    def config(self) -> dict[str, Any]:
+        """config.json: what is in force, and how to reach the daemon."""
+        return {
+            "pid": os.getpid(),
+            "state_dir": self._state_dir,
+            "branch": os.fsdecode(self._branch),
+            "settings": self._config.describe(),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """All of it, as `caiafs status` wants it."""
+        return {"health": self.health(), "stats": self.stats(), "config": self.config()}
+
+    def oldest_uncommitted(self) -> float:
+        """Seconds since the first change that git does not have; 0 when git has everything."""
+        since = self._committer.oldest_change
+        return 0.0 if since is None else max(0.0, trio.current_time() - since)
+
+    def _memory_by_kind(self) -> dict[str, float]:
+        figures = self._fs.memory.statistics()
+        return {"data": figures["held_bytes"], "inodes": figures["inode_bytes"]}
+
+
+def _hex(oid: bytes | None) -> str | None:
+    return None if oid is None or oid == NO_OID else oid.hex()
