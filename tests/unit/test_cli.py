@@ -34,14 +34,16 @@ HEALTH = {"healthy": True, "state": "healthy", "reasons": [], "backends": {"memo
 STATS = {
     "storage_stats": {
         "config": {},
-        "memory": {"bytes": 12 << 20, "limit_bytes": 256 << 20},
-        "journal": {"bytes": 44 << 10, "limit_bytes": 4 << 30},
+        "memory": {"held_bytes": 11 << 20, "inode_bytes": 1 << 20, "limit_bytes": 256 << 20},
+        "journal": {"bytes": 44 << 10},
         "git": {},
         "commits": {
             "uncommitted_changes": 3,
             "uncommitted_bytes": 12288,
             "oldest_uncommitted_seconds": 4.2,
-            "last_commit": None,
+            "last_commit": "4f1c" * 10,
+            "last_commit_at": None,
+            "last_subject": "Add a.txt",
         },
     }
 }
@@ -59,8 +61,7 @@ class FakeMount:
             "state_dir": str(self.state),
             "pid": os.getpid(),
             "branch": "main",
-            "repo": "/srv/r.git",
-            "settings": {"primary": {"value": "memory", "origin": "default"}},
+            "settings": Config("/srv/r.git", str(self.path)).describe(),
         }
         self.write("config", self.config)
         self.write("health", HEALTH)
