@@ -12,6 +12,7 @@ import select
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from caiafs.cli.render import ProgressLine
 from caiafs.config import Config
@@ -43,15 +44,17 @@ def start(config: Config, *, foreground: bool) -> int:
             f"cannot load what mounting needs ({problem}); `caiafs doctor` says how to mend it"
         ) from None
 
+    log_path = daemonize.default_log_path(config.mountpoint)
+
     def serve(ready: Callable[[], None]) -> int:
-        _log_to_stderr(config.log_level)
+        ready = _start_logging(config.log_level, None if foreground else daemonize.open_log(log_path), ready)
         for note in config.notes:
             log.warning("%s", note)
         return mounting.run(config, ready)
 
     if foreground:
         return serve(lambda: None)
-    return daemonize.launch(serve, daemonize.default_log_path(config.mountpoint))
+    return daemonize.launch(serve, log_path)
 
 
 def helper(words: Sequence[str]) -> int:
@@ -249,10 +252,28 @@ def _enter_namespace(name: str) -> None:
         os.close(fd)
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+def _start_logging(level: str, log_file: TextIO | None, ready: Callable[[], None]) -> Callable[[], None]:
+    """Log to standard error, or to *log_file*: then the terminal sees warnings only, and those until ready.
+
+    Returns what is to be called in place of *ready*.
+    """
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    terminal = logging.StreamHandler(sys.stderr)
+    handlers = [terminal]
+    if log_file is not None:
+        terminal.setLevel(logging.WARNING)
+        handlers.append(logging.StreamHandler(log_file))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+
+    def leave_terminal() -> None:
+        if log_file is not None:
+            root.removeHandler(terminal)
+        ready()
+
+    return leave_terminal
 
 
 def _failed(message: str, code: int | None) -> MountError:

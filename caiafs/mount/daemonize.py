@@ -18,7 +18,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from caiafs.errors import CaiafsError
 
@@ -27,6 +27,8 @@ Serve = Callable[[Callable[[], None]], int]
 
 LOG_LIMIT = 1 << 20
 """A log larger than this is moved to NAME.1 before the next launch writes to it."""
+
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def launch(serve: Serve, log_path: str) -> int:
@@ -77,6 +79,15 @@ def default_log_path(mountpoint: str) -> str:
     return os.path.join(directory, f"{name[-200:]}.log")
 
 
+def open_log(log_path: str) -> TextIO:
+    """The log for writing, closed to others; where that cannot be, a file that goes nowhere."""
+    try:
+        fd = os.open(log_path, _LOG_FLAGS, 0o600)
+    except OSError:
+        fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
 def _serve_in_child(serve: Serve, log_path: str, send: int) -> NoReturn:
     code, told = 1, False
 
@@ -125,9 +136,8 @@ def _detach(log_path: str) -> None:
     os.setsid()
     sys.stdout.flush()
     sys.stderr.flush()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     try:
-        _redirect(log_path, flags, 1, 2)
+        _redirect(log_path, _LOG_FLAGS, 1, 2)
     except OSError:
         # The mount is up: a log that cannot be written is no reason to take it down.
         _redirect(os.devnull, os.O_WRONLY, 1, 2)

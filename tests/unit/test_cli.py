@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,7 +184,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         return 0
 
     monkeypatch.setattr(importlib.import_module("caiafs.mount"), "run", run, raising=False)
-    monkeypatch.setattr(mounting, "_log_to_stderr", lambda level: None)
+    monkeypatch.setattr(mounting, "_start_logging", lambda level, log_file, ready: ready)
     for name in list(os.environ):
         if name.startswith(("CAIAFS_", "CAIA_", "GOVC_", "PRIMARY_")) or name == "PORT":
             monkeypatch.delenv(name)
@@ -266,8 +267,15 @@ sys.exit({entry}(sys.argv[1:]))
 
 
 def test_mount_returns_once_it_serves_or_says_why_not(tmp_path: Path) -> None:
-    done = background(tmp_path, "ready(); time.sleep(0.2); return 0", ["mount", "/r", "/m"])
+    body = "logging.info('early'); ready(); logging.warning('late'); time.sleep(0.2); return 0"
+    done = background(tmp_path, body, ["mount", "/r", "/m"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    time.sleep(0.1)
+    logged = (tmp_path / "log").read_text()
+    assert "INFO root: early" in logged
+    assert logged.count("WARNING root: late") == 1
+    done = background(tmp_path, "logging.warning('look'); ready(); return 0", ["mount", "/r", "/m"])
+    assert "WARNING root: look" in done.stderr
     done = background(tmp_path, "raise MountError('not here: go there')", ["mount", "/r", "/m"])
     assert (done.returncode, done.stderr) == (32, "caiafs: not here: go there\n")
 
