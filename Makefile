@@ -14,9 +14,8 @@ check:
 setup:
 	@sh .ci/setup test
 
-lint: setup
-	.venv/bin/ruff check caiafs tests
-	.venv/bin/mypy
+lint:
+	@sh .ci/lint
 
 format: setup
 	.venv/bin/ruff format caiafs tests

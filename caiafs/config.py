@@ -451,7 +451,8 @@ class _Loader:
                 self._mount_option(_BY_NAME[name], value)
             elif name == "remount":
                 raise UsageError(
-                    "remount cannot change the settings of a running mount: unmount it and mount it again"
+                    "remount cannot change the settings of a running mount: unmount it and mount it again "
+                    "(`mount -i -o remount,ro MOUNTPOINT` closes it to writers, and rw opens it)"
                 )
             elif name in _HANDED_ON or name in _KERNEL:
                 self._kernel_option(name)
