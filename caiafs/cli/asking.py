@@ -16,14 +16,14 @@ STATUS_TIMEOUT = 10.0
 
 
 def commit(arguments: argparse.Namespace) -> int:
-    """`caiafs commit`: prints the id of the commit, or nothing where nothing had changed."""
+    """`caiafs commit`: prints the id of the commit that now holds everything."""
     request = {"message": "\n\n".join(arguments.message)} if arguments.message else {}
     with render.ProgressLine() as progress:
         answer = call(arguments.mountpoint, "commit", request, on_progress=progress)
-    if answer.get("commit"):
+    if answer["commit"]:
         print(answer["commit"])
-    else:
-        print("caiafs: nothing to commit", file=sys.stderr)
+    if not answer["changes"]:
+        print("caiafs: nothing new to commit", file=sys.stderr)
     return 0
 
 

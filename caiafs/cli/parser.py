@@ -134,9 +134,9 @@ def _commit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "commit",
         "commit now",
         """
-        Commit what has changed so far, as it is at this moment, and print the commit's id. When
-        this returns, the changes are in git and survive power loss. Nothing to commit prints no
-        id and is no failure.
+        Commit what has changed so far, as it is at this moment, and print the id of the commit
+        that holds it. When this returns, the changes are in git and survive power loss. Where
+        nothing has changed, that is the commit before, and no failure.
         """,
         """
         examples:

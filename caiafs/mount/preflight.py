@@ -96,17 +96,11 @@ def check_nesting(config: Config, git_dir: str | None = None) -> None:
 def check_mountpoint(mountpoint: str) -> None:
     """An existing, empty directory that this user may mount on; a stale caiafs mount there is cleared."""
     quoted = shlex.quote(mountpoint)
+    _clear_stale_or_refuse(mountpoint)
     try:
-        found = _stat_or_clear(mountpoint)
+        found = os.stat(mountpoint)
         if not stat.S_ISDIR(found.st_mode):
             raise _error(f"the mountpoint {mountpoint} is not a directory", errno.ENOTDIR)
-        mount = mount_at(os.path.realpath(mountpoint))
-        if mount is not None and mount.is_caiafs:
-            raise _error(
-                f"{mountpoint} is mounted already: it shows {describe(mount)}. "
-                f"Unmount it first with `caiafs umount {quoted}`",
-                errno.EBUSY,
-            )
         with os.scandir(mountpoint) as entries:
             first = next(entries, None)
     except FileNotFoundError:
@@ -114,16 +108,15 @@ def check_mountpoint(mountpoint: str) -> None:
             f"the mountpoint {mountpoint} does not exist; create it with `mkdir -p {quoted}`", errno.ENOENT
         ) from None
     except OSError as problem:
+        code = problem.errno or errno.EIO
         covering = mount_at(os.path.realpath(mountpoint))
-        if problem.errno == errno.EACCES and covering is not None and covering.is_caiafs:
+        if code in DEAD and covering is not None:
             raise _error(
-                f"another user has mounted {covering.source} at {mountpoint}: mount on another directory, "
-                f"or clear it with `sudo caiafs umount {quoted}`",
-                errno.EACCES,
+                f"a dead {covering.fstype} mount of {covering.source} covers {mountpoint}; clear it with "
+                f"`fusermount3 -u {quoted}` (as root: `umount -l {quoted}`)",
+                errno.ENOTCONN,
             ) from None
-        raise _error(
-            f"cannot look into {mountpoint}: {problem.strerror}", problem.errno or errno.EIO
-        ) from None
+        raise _error(f"cannot look into {mountpoint}: {problem.strerror}", code) from None
     if first is not None:
         raise _error(
             f"the mountpoint {mountpoint} is not empty (it holds {first.name!r}), and a mount would hide "
@@ -162,47 +155,40 @@ def check_git_dir(git_dir: str, read_only: bool) -> None:
         raise _error(cause + way_out, errno.EACCES)
 
 
-def describe(mount: Mount) -> str:
-    """What a caiafs mount shows, as far as it tells within two seconds."""
-    try:
-        config = read_stats(mount.mountpoint, "config.json", timeout=2.0)
-    except ControlError:
-        return mount.source
-    branch, pid = config.get("branch"), config.get("pid")
-    words = [f"branch {branch} of " if isinstance(branch, str) else "", mount.source]
-    return "".join(words) + (f" (process {pid})" if isinstance(pid, int) else "")
-
-
-def _stat_or_clear(mountpoint: str) -> os.stat_result:
-    for _ in range(10):  # dead mounts can lie on top of each other
-        try:
-            return os.stat(mountpoint)
-        except OSError as problem:
-            if problem.errno not in DEAD:
-                raise
-        _clear_stale(mountpoint)
-    return os.stat(mountpoint)
-
-
-def _clear_stale(mountpoint: str) -> None:
+def _clear_stale_or_refuse(mountpoint: str) -> None:
+    """Refuse a place where a caiafs mount is alive; clear dead ones, which can lie on top of each other."""
     quoted = shlex.quote(mountpoint)
-    mount = mount_at(os.path.realpath(mountpoint))
-    if mount is None:
+    while (mount := mount_at(os.path.realpath(mountpoint))) is not None and mount.is_caiafs:
+        shown = mount.source
+        try:
+            # stat(2) would not tell a dead mount: the kernel answers it from its cache.
+            config = read_stats(mount.mountpoint, "config.json", timeout=2.0)
+        except ControlError as problem:
+            if problem.errno == errno.ENOTCONN:
+                _clear_stale(mount, mountpoint)
+                continue
+            if problem.errno == errno.EACCES:
+                raise _error(
+                    f"another user has mounted {mount.source} at {mountpoint}: mount on another directory, "
+                    f"or clear it with `sudo caiafs umount {quoted}`",
+                    errno.EACCES,
+                ) from None
+        else:
+            shown = f"branch {config.get('branch')} of {mount.source} (process {config.get('pid')})"
         raise _error(
-            f"{mountpoint} lies in a mount whose daemon is dead; clear that mount first", errno.ENOTCONN
+            f"{mountpoint} is mounted already: it shows {shown}. "
+            f"Unmount it first with `caiafs umount {quoted}`",
+            errno.EBUSY,
         )
-    if not mount.is_caiafs:
-        raise _error(
-            f"a dead {mount.fstype} mount of {mount.source} covers {mountpoint}; clear it with "
-            f"`fusermount3 -u {quoted}` (as root: `umount -l {quoted}`)",
-            errno.ENOTCONN,
-        )
+
+
+def _clear_stale(mount: Mount, mountpoint: str) -> None:
     try:
         unmount(mount.mountpoint, lazy=True)
     except OSError as problem:
         raise _error(
             f"a dead caiafs daemon left its mount at {mountpoint}, and you may not clear it "
-            f"({problem.strerror}): `sudo caiafs umount {quoted}`",
+            f"({problem.strerror}): `sudo caiafs umount {shlex.quote(mountpoint)}`",
             errno.ENOTCONN,
         ) from None
     log.warning("cleared the stale mount of %s that a dead daemon left at %s", mount.source, mountpoint)

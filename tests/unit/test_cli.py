@@ -70,6 +70,7 @@ class FakeMount:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.problem: CaiafsError | None = None
         self.commit: str | None = "4f1c" * 10
+        self.changes = 3
         self.mount = control.Mount(str(self.path), control.FSTYPE, "/srv/r.git", "rw", "0:9")
 
     def write(self, name: str, value: object) -> None:
@@ -81,7 +82,7 @@ class FakeMount:
             raise self.problem
         if command == "status":
             return {"health": HEALTH, "stats": STATS, "config": self.config}
-        return {"sync": {"position": 9}}.get(command, {"commit": self.commit, "changes": 3})
+        return {"sync": {"position": 9}}.get(command, {"commit": self.commit, "changes": self.changes})
 
     def serve(self, listening: threading.Event, stop: list[Callable[[], None]]) -> None:
         async def main() -> None:
@@ -322,10 +323,12 @@ def test_commit_prints_the_id(fake: FakeMount, capsys: pytest.CaptureFixture[str
     assert main(["commit", "-m", "One", "-m", "two.", str(fake.path / "deep" / "inside")]) == 0
     assert capsys.readouterr().out == f"{fake.commit}\n"
     assert fake.asked == [("commit", {"message": "One\n\ntwo."})]
-    fake.commit = None
+    fake.changes = 0
     assert main(["commit", str(fake.path)]) == 0
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "caiafs: nothing to commit\n")
+    assert capsys.readouterr() == (f"{fake.commit}\n", "caiafs: nothing new to commit\n")
+    fake.commit = None  # a branch without any commit
+    assert main(["commit", str(fake.path)]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_sync_is_quiet(fake: FakeMount, capsys: pytest.CaptureFixture[str]) -> None:
