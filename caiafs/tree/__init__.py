@@ -17,393 +17,51 @@ and every other operation several times slower.
 from __future__ import annotations
 
 import stat
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
 
-from . import records
-from .records import SET_ATIME, SET_CTIME, SET_GID, SET_MODE, SET_MTIME, SET_SIZE, SET_UID
+from .. import records
+from ..records import SET_ATIME, SET_CTIME, SET_GID, SET_MODE, SET_MTIME, SET_SIZE, SET_UID
+from .content import Content, ContentState, Extent, Ledger, Piece
+from .nodes import (
+    GITLINK,
+    Batch,
+    Directory,
+    DirectoryState,
+    EntryState,
+    File,
+    Loaded,
+    Node,
+    Settled,
+    Special,
+    Symlink,
+    mode_of,
+    node_of,
+    state_of,
+)
+
+__all__ = [
+    "GITLINK",
+    "ROOT_INO",
+    "Batch",
+    "Content",
+    "ContentState",
+    "Directory",
+    "DirectoryState",
+    "EntryState",
+    "Extent",
+    "File",
+    "Ledger",
+    "Loaded",
+    "Node",
+    "Piece",
+    "Settled",
+    "Special",
+    "Symlink",
+    "Tree",
+    "mode_of",
+]
 
 ROOT_INO = 1
-GITLINK = 0o160000
-
-Xattrs = dict[bytes, bytes]
-
-
-class Ledger(Protocol):
-    """Who keeps count of the bytes held in memory."""
-
-    def hold(self, block: Extent) -> None:
-        """*block* has data in memory from now on."""
-
-    def drop(self, block: Extent) -> None:
-        """*block* is not needed any more."""
-
-
-class Extent:
-    """Bytes of one file in the journal, and in memory too as long as `data` is not None."""
-
-    __slots__ = ("data", "length", "offset", "position")
-
-    def __init__(self, offset: int, length: int, position: int, data: bytes | None) -> None:
-        self.offset = offset
-        self.length = length
-        self.position = position
-        self.data = data
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
-
-    @property
-    def size(self) -> int:
-        """Bytes that the extent holds in memory."""
-        return 0 if self.data is None else len(self.data)
-
-    def evict(self) -> None:
-        """Forget the bytes; the address stays."""
-        self.data = None
-
-    def part(self, start: int, end: int) -> Extent:
-        """The stretch from *start* to *end*, offsets in the file, as an extent of its own."""
-        skip = start - self.offset
-        data = None if self.data is None else self.data[skip : end - self.offset]
-        return Extent(start, end - start, self.position + skip, data)
-
-
-class Piece(NamedTuple):
-    """Where a stretch of a file is to be read: an extent, the base blob, or neither (zeros)."""
-
-    offset: int
-    length: int
-    extent: Extent | None
-    base: bytes | None
-
-
-class ContentState(NamedTuple):
-    """A file's content at one moment, for the committer: extents are (offset, length, position)."""
-
-    size: int
-    base: bytes | None
-    base_limit: int
-    extents: tuple[tuple[int, int, int], ...]
-
-
-class Content:
-    """What a regular file holds: a git blob up to `base_limit`, extents over it, zeros elsewhere."""
-
-    __slots__ = ("base", "base_limit", "base_size", "extents", "low_water", "size")
-
-    def __init__(self, size: int = 0, base: bytes | None = None) -> None:
-        self.size = size
-        self.base = base
-        self.base_size = size if base is not None else 0
-        self.base_limit = self.base_size
-        self.extents: list[Extent] = []
-        self.low_water = size  # the smallest size since the last capture
-
-    @property
-    def oid(self) -> bytes | None:
-        """The blob that holds exactly this content, if git has one."""
-        if (
-            self.extents
-            or self.base is None
-            or self.base_limit != self.base_size
-            or self.size != self.base_size
-        ):
-            return None
-        return self.base
-
-    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        """The stretch from *offset*, cut at the file's end, in order and without gaps."""
-        end = min(offset + length, self.size)
-        index = bisect_right(self.extents, offset, key=_extent_end)
-        while offset < end:
-            extent = self.extents[index] if index < len(self.extents) else None
-            if extent is not None and extent.offset <= offset:
-                stop = min(extent.end, end)
-                yield Piece(offset, stop - offset, extent, None)
-                index += 1
-            else:
-                stop = end if extent is None else min(extent.offset, end)
-                if offset < self.base_limit:
-                    stop = min(stop, self.base_limit)
-                    yield Piece(offset, stop - offset, None, self.base)
-                else:
-                    yield Piece(offset, stop - offset, None, None)
-            offset = stop
-
-    def write(self, extent: Extent, ledger: Ledger) -> None:
-        """Lay *extent* over what is there."""
-        extents = self.extents
-        if not extents or extents[-1].end <= extent.offset:
-            extents.append(extent)
-        else:
-            first = bisect_right(extents, extent.offset, key=_extent_end)
-            last = first
-            kept: list[Extent] = []
-            while last < len(extents) and extents[last].offset < extent.end:
-                old = extents[last]
-                if old.offset < extent.offset:
-                    kept.append(old.part(old.offset, extent.offset))
-                if old.end > extent.end:
-                    kept.append(old.part(extent.end, old.end))
-                last += 1
-            for old in extents[first:last]:
-                ledger.drop(old)
-            for piece in kept:
-                ledger.hold(piece)
-            kept.append(extent)
-            kept.sort(key=_extent_offset)
-            extents[first:last] = kept
-        ledger.hold(extent)
-        if extent.end > self.size:
-            self.size = extent.end
-
-    def resize(self, size: int, ledger: Ledger) -> None:
-        """Cut at *size*, or extend with zeros up to it."""
-        if size < self.size:
-            extents = self.extents
-            index = bisect_right(extents, size, key=_extent_end)
-            for old in extents[index:]:
-                ledger.drop(old)
-            cut = extents[index].part(extents[index].offset, size) if index < len(extents) else None
-            del extents[index:]
-            if cut is not None and cut.length > 0:
-                extents.append(cut)
-                ledger.hold(cut)
-            self.base_limit = min(self.base_limit, size)
-            self.low_water = min(self.low_water, size)
-        self.size = size
-
-    def capture(self) -> ContentState:
-        """The content as it is now; what is cut off from now on is counted by `low_water`."""
-        self.low_water = self.size
-        return ContentState(
-            self.size,
-            self.base,
-            self.base_limit,
-            tuple((e.offset, e.length, e.position) for e in self.extents),
-        )
-
-    def settle(self, oid: bytes, size: int, position: int, ledger: Ledger) -> list[Extent]:
-        """Git has in *oid*, *size* bytes long, all that was written before *position*.
-
-        Returns the extents that are thereby redundant, their bytes still in them.
-        """
-        done = [extent for extent in self.extents if extent.position < position]
-        self.extents = [extent for extent in self.extents if extent.position >= position]
-        for extent in done:
-            ledger.drop(extent)
-        self.base = oid
-        self.base_size = size
-        self.base_limit = min(self.low_water, size)
-        return done
-
-    def discard(self, ledger: Ledger) -> None:
-        """Nobody will read this again."""
-        for extent in self.extents:
-            ledger.drop(extent)
-        self.extents = []
-
-
-def _extent_end(extent: Extent) -> int:
-    return extent.offset + extent.length
-
-
-def _extent_offset(extent: Extent) -> int:
-    return extent.offset
-
-
-class Node:
-    """An inode. Times in nanoseconds; `modified` is the journal position of its last change."""
-
-    __slots__ = (
-        "anchor", "atime", "ctime", "gid", "ino", "lookups", "mode", "modified", "more_links", "mtime",
-        "name", "nlink", "opens", "parent", "rdev", "uid", "xattrs",
-    )  # fmt: skip
-
-    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
-        self.ino = ino
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
-        self.rdev = 0
-        self.atime = self.mtime = self.ctime = time
-        self.nlink = 1
-        self.xattrs: Xattrs | None = None
-        self.parent: Directory | None = None
-        self.name = b""
-        self.more_links: set[tuple[Directory, bytes]] | None = None
-        self.lookups = 0
-        self.opens = 0
-        self.anchor = -1
-        self.modified = -1
-
-    @property
-    def size(self) -> int:
-        return 0
-
-    def links(self) -> list[tuple[Directory, bytes]]:
-        """Every (directory, name) under which the loaded tree shows this inode."""
-        if self.parent is None:
-            return []
-        if self.more_links is None:
-            return [(self.parent, self.name)]
-        return [(self.parent, self.name), *self.more_links]
-
-    def add_link(self, directory: Directory, name: bytes) -> None:
-        if self.parent is None:
-            self.parent, self.name = directory, name
-        else:
-            if self.more_links is None:
-                self.more_links = set()
-            self.more_links.add((directory, name))
-
-    def remove_link(self, directory: Directory, name: bytes) -> None:
-        if self.parent is directory and self.name == name:
-            if self.more_links:
-                self.parent, self.name = self.more_links.pop()
-            else:
-                self.parent, self.name = None, b""
-        elif self.more_links is not None:
-            self.more_links.discard((directory, name))
-        if not self.more_links:
-            self.more_links = None
-
-
-class File(Node):
-    """A regular file."""
-
-    __slots__ = ("content", "writers")
-
-    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, content: Content) -> None:
-        super().__init__(ino, mode, uid, gid, time)
-        self.content = content
-        self.writers = 0
-
-    @property
-    def size(self) -> int:
-        return self.content.size
-
-
-class Symlink(Node):
-    """A symbolic link; its target stays in git (`oid`) until it is read."""
-
-    __slots__ = ("length", "oid", "target")
-
-    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, target: bytes | None) -> None:
-        super().__init__(ino, mode, uid, gid, time)
-        self.target = target
-        self.oid: bytes | None = None
-        self.length = 0 if target is None else len(target)
-
-    @property
-    def size(self) -> int:
-        return self.length
-
-
-class Special(Node):
-    """A FIFO, a socket or a device."""
-
-    __slots__ = ()
-
-
-class Directory(Node):
-    """A directory. `children` is None until it was loaded; `changed` are the names that git has otherwise."""
-
-    __slots__ = ("changed", "children", "epoch", "frozen", "gitlink", "side_oid", "tree_oid", "used")
-
-    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
-        super().__init__(ino, mode, uid, gid, time)
-        self.nlink = 2
-        self.children: dict[bytes, Node] | None = {}
-        self.changed: set[bytes] = set()
-        self.frozen: set[bytes] | None = None
-        self.tree_oid: bytes | None = None
-        self.side_oid: bytes | None = None
-        self.gitlink: bytes | None = None
-        self.epoch = 0
-        self.used = 0
-
-
-class Loaded(NamedTuple):
-    """One entry of a directory as the repository has it, side record and all."""
-
-    name: bytes
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    nlink: int
-    rdev: int
-    atime: int
-    mtime: int
-    ctime: int
-    size: int
-    oid: bytes | None
-    side: bytes | None = None
-    gitlink: bytes | None = None
-    epoch: int = 0
-    xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    target: bytes | None = None
-
-
-class EntryState(NamedTuple):
-    """One entry at the moment of a freeze. *oid* is its git object as far as git has it
-    already; *content* is given instead for a file that git has not, *target* for a symlink.
-    """
-
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    nlink: int
-    rdev: int
-    atime: int
-    mtime: int
-    ctime: int
-    xattrs: tuple[tuple[bytes, bytes], ...]
-    size: int
-    oid: bytes | None
-    side: bytes | None
-    gitlink: bytes | None
-    content: ContentState | None
-    target: bytes | None
-    epoch: int
-
-
-class DirectoryState(NamedTuple):
-    """What changed in one directory since git knew it: name to state, None for a name that is gone."""
-
-    ino: int
-    tree_oid: bytes | None
-    side_oid: bytes | None
-    children: int
-    entries: dict[bytes, EntryState | None]
-
-
-class Batch:
-    """The tree's changes at one journal position. Complete once `Tree.capture` returned False."""
-
-    __slots__ = ("directories", "links", "next_ino", "position", "root", "waiting")
-
-    def __init__(
-        self, position: int, root: EntryState, next_ino: int, links: list[tuple[int, bytes]]
-    ) -> None:
-        self.position = position
-        self.root = root
-        self.next_ino = next_ino
-        self.links = links
-        self.directories: dict[int, DirectoryState] = {}
-        self.waiting: list[Directory] = []
-
-
-class Settled(NamedTuple):
-    """What git made of a batch: object ids by inode number (directories: tree and side tree)."""
-
-    contents: dict[int, bytes]
-    directories: dict[int, tuple[bytes | None, bytes | None]]
 
 
 class Tree:
@@ -483,7 +141,7 @@ class Tree:
             if known is not None:
                 ino = self.next_ino
                 self.next_ino += 1
-            node = _node_of(entry, ino)
+            node = node_of(entry, ino)
             node.add_link(directory, entry.name)
             children[entry.name] = node
             self.nodes[ino] = node
@@ -774,10 +432,11 @@ class Tree:
             mode = mode_of(entry.mode)
             is_directory = stat.S_ISDIR(mode)
             gitlink = entry.oid if entry.mode == GITLINK else None
-            node = _node_of(
+            node = node_of(
                 Loaded(
                     entry.name, entry.ino, mode, self.root.uid, self.root.gid,
-                    entry.size if is_directory else 1, 0, r.time, r.time, r.time, 0 if is_directory else entry.size,
+                    entry.size if is_directory else 1, 0, r.time, r.time, r.time,
+                    0 if is_directory else entry.size,
                     None if gitlink or entry.oid == records.NO_OID else entry.oid,
                     gitlink=gitlink, epoch=r.time,
                 ),
@@ -807,7 +466,7 @@ class Tree:
                 for node in self.linked.values()
                 for directory, name in node.links()
             )
-        batch = Batch(position, _state_of(self.root), self.next_ino, self._links_table)
+        batch = Batch(position, state_of(self.root), self.next_ino, self._links_table)
         for directory in self.dirty:
             directory.changed.discard(b"")
             directory.frozen = directory.changed
@@ -844,7 +503,7 @@ class Tree:
             raise AssertionError("an entry waits for a batch that is complete")
         assert directory.children is not None
         child = directory.children.get(name)
-        state = None if child is None else _state_of(child)
+        state = None if child is None else state_of(child)
         self._batch.directories[directory.ino].entries[name] = state
 
     def settle(self, batch: Batch, settled: Settled) -> Iterator[tuple[File, bytes, list[Extent]]]:
@@ -874,57 +533,3 @@ class Tree:
             node = self.nodes.get(state.ino)
             if isinstance(node, Directory):
                 node.frozen = None
-
-
-def mode_of(git_mode: int) -> int:
-    """The mode that an entry of a git tree has when nothing else is known of it."""
-    kind = git_mode & 0o170000
-    if kind in (0o040000, GITLINK):
-        return stat.S_IFDIR | 0o755
-    if kind == 0o120000:
-        return stat.S_IFLNK | 0o777
-    return stat.S_IFREG | (0o755 if git_mode & 0o100 else 0o644)
-
-
-def _node_of(entry: Loaded, ino: int) -> Node:
-    kind = stat.S_IFMT(entry.mode)
-    node: Node
-    if kind == stat.S_IFREG:
-        node = File(ino, entry.mode, entry.uid, entry.gid, 0, Content(entry.size, entry.oid))
-    elif kind == stat.S_IFDIR:
-        node = Directory(ino, entry.mode, entry.uid, entry.gid, 0)
-        node.tree_oid, node.side_oid = entry.oid, entry.side
-        node.gitlink, node.epoch = entry.gitlink, entry.epoch
-        if node.tree_oid is not None or node.side_oid is not None:
-            node.children = None
-    elif kind == stat.S_IFLNK:
-        node = Symlink(ino, entry.mode, entry.uid, entry.gid, 0, entry.target)
-        node.oid = entry.oid
-        node.length = entry.size
-    else:
-        node = Special(ino, entry.mode, entry.uid, entry.gid, 0)
-        node.rdev = entry.rdev
-    node.nlink = entry.nlink
-    node.atime, node.mtime, node.ctime = entry.atime, entry.mtime, entry.ctime
-    if entry.xattrs:
-        node.xattrs = dict(entry.xattrs)
-    return node
-
-
-def _state_of(node: Node) -> EntryState:
-    oid = side = gitlink = target = None
-    content: ContentState | None = None
-    epoch = 0
-    if isinstance(node, File):
-        oid = node.content.oid
-        if oid is None:
-            content = node.content.capture()
-    elif isinstance(node, Directory):
-        oid, side, gitlink, epoch = node.tree_oid, node.side_oid, node.gitlink, node.epoch
-    elif isinstance(node, Symlink):
-        oid, target = node.oid, node.target
-    return EntryState(
-        node.ino, node.mode, node.uid, node.gid, node.nlink, node.rdev, node.atime, node.mtime, node.ctime,
-        tuple(node.xattrs.items()) if node.xattrs else (), node.size, oid, side, gitlink, content, target,
-        epoch,
-    )  # fmt: skip

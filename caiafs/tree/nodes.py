@@ -1,0 +1,262 @@
+"""Inodes, and what is said of them to and from the repository. No logic but their own.
+
+A node knows every name under which the loaded tree shows it; a directory knows which of
+its names git has otherwise. The tuples at the end are what crosses to other tasks and
+processes: immutable, and free of nodes.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import NamedTuple
+
+from .content import Content, ContentState
+
+GITLINK = 0o160000
+
+Xattrs = dict[bytes, bytes]
+
+
+class Node:
+    """An inode. Times in nanoseconds; `modified` is the journal position of its last change."""
+
+    __slots__ = (
+        "anchor", "atime", "ctime", "gid", "ino", "lookups", "mode", "modified", "more_links", "mtime",
+        "name", "nlink", "opens", "parent", "rdev", "uid", "xattrs",
+    )  # fmt: skip
+
+    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
+        self.ino = ino
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.rdev = 0
+        self.atime = self.mtime = self.ctime = time
+        self.nlink = 1
+        self.xattrs: Xattrs | None = None
+        self.parent: Directory | None = None
+        self.name = b""
+        self.more_links: set[tuple[Directory, bytes]] | None = None
+        self.lookups = 0
+        self.opens = 0
+        self.anchor = -1
+        self.modified = -1
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    def links(self) -> list[tuple[Directory, bytes]]:
+        """Every (directory, name) under which the loaded tree shows this inode."""
+        if self.parent is None:
+            return []
+        if self.more_links is None:
+            return [(self.parent, self.name)]
+        return [(self.parent, self.name), *self.more_links]
+
+    def add_link(self, directory: Directory, name: bytes) -> None:
+        if self.parent is None:
+            self.parent, self.name = directory, name
+        else:
+            if self.more_links is None:
+                self.more_links = set()
+            self.more_links.add((directory, name))
+
+    def remove_link(self, directory: Directory, name: bytes) -> None:
+        if self.parent is directory and self.name == name:
+            if self.more_links:
+                self.parent, self.name = self.more_links.pop()
+            else:
+                self.parent, self.name = None, b""
+        elif self.more_links is not None:
+            self.more_links.discard((directory, name))
+        if not self.more_links:
+            self.more_links = None
+
+
+class File(Node):
+    """A regular file."""
+
+    __slots__ = ("content", "writers")
+
+    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, content: Content) -> None:
+        super().__init__(ino, mode, uid, gid, time)
+        self.content = content
+        self.writers = 0
+
+    @property
+    def size(self) -> int:
+        return self.content.size
+
+
+class Symlink(Node):
+    """A symbolic link; its target stays in git (`oid`) until it is read."""
+
+    __slots__ = ("length", "oid", "target")
+
+    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, target: bytes | None) -> None:
+        super().__init__(ino, mode, uid, gid, time)
+        self.target = target
+        self.oid: bytes | None = None
+        self.length = 0 if target is None else len(target)
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+
+class Special(Node):
+    """A FIFO, a socket or a device."""
+
+    __slots__ = ()
+
+
+class Directory(Node):
+    """A directory. `children` is None until it was loaded; `changed` are the names that git has otherwise."""
+
+    __slots__ = ("changed", "children", "epoch", "frozen", "gitlink", "side_oid", "tree_oid", "used")
+
+    def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
+        super().__init__(ino, mode, uid, gid, time)
+        self.nlink = 2
+        self.children: dict[bytes, Node] | None = {}
+        self.changed: set[bytes] = set()
+        self.frozen: set[bytes] | None = None
+        self.tree_oid: bytes | None = None
+        self.side_oid: bytes | None = None
+        self.gitlink: bytes | None = None
+        self.epoch = 0
+        self.used = 0
+
+
+class Loaded(NamedTuple):
+    """One entry of a directory as the repository has it, side record and all."""
+
+    name: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rdev: int
+    atime: int
+    mtime: int
+    ctime: int
+    size: int
+    oid: bytes | None
+    side: bytes | None = None
+    gitlink: bytes | None = None
+    epoch: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    target: bytes | None = None
+
+
+class EntryState(NamedTuple):
+    """One entry at the moment of a freeze. *oid* is its git object as far as git has it
+    already; *content* is given instead for a file that git has not, *target* for a symlink.
+    """
+
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rdev: int
+    atime: int
+    mtime: int
+    ctime: int
+    xattrs: tuple[tuple[bytes, bytes], ...]
+    size: int
+    oid: bytes | None
+    side: bytes | None
+    gitlink: bytes | None
+    content: ContentState | None
+    target: bytes | None
+    epoch: int
+
+
+class DirectoryState(NamedTuple):
+    """What changed in one directory since git knew it: name to state, None for a name that is gone."""
+
+    ino: int
+    tree_oid: bytes | None
+    side_oid: bytes | None
+    children: int
+    entries: dict[bytes, EntryState | None]
+
+
+class Batch:
+    """The tree's changes at one journal position. Complete once `Tree.capture` returned False."""
+
+    __slots__ = ("directories", "links", "next_ino", "position", "root", "waiting")
+
+    def __init__(
+        self, position: int, root: EntryState, next_ino: int, links: list[tuple[int, bytes]]
+    ) -> None:
+        self.position = position
+        self.root = root
+        self.next_ino = next_ino
+        self.links = links
+        self.directories: dict[int, DirectoryState] = {}
+        self.waiting: list[Directory] = []
+
+
+class Settled(NamedTuple):
+    """What git made of a batch: object ids by inode number (directories: tree and side tree)."""
+
+    contents: dict[int, bytes]
+    directories: dict[int, tuple[bytes | None, bytes | None]]
+
+
+def mode_of(git_mode: int) -> int:
+    """The mode that an entry of a git tree has when nothing else is known of it."""
+    kind = git_mode & 0o170000
+    if kind in (0o040000, GITLINK):
+        return stat.S_IFDIR | 0o755
+    if kind == 0o120000:
+        return stat.S_IFLNK | 0o777
+    return stat.S_IFREG | (0o755 if git_mode & 0o100 else 0o644)
+
+
+def node_of(entry: Loaded, ino: int) -> Node:
+    kind = stat.S_IFMT(entry.mode)
+    node: Node
+    if kind == stat.S_IFREG:
+        node = File(ino, entry.mode, entry.uid, entry.gid, 0, Content(entry.size, entry.oid))
+    elif kind == stat.S_IFDIR:
+        node = Directory(ino, entry.mode, entry.uid, entry.gid, 0)
+        node.tree_oid, node.side_oid = entry.oid, entry.side
+        node.gitlink, node.epoch = entry.gitlink, entry.epoch
+        if node.tree_oid is not None or node.side_oid is not None:
+            node.children = None
+    elif kind == stat.S_IFLNK:
+        node = Symlink(ino, entry.mode, entry.uid, entry.gid, 0, entry.target)
+        node.oid = entry.oid
+        node.length = entry.size
+    else:
+        node = Special(ino, entry.mode, entry.uid, entry.gid, 0)
+        node.rdev = entry.rdev
+    node.nlink = entry.nlink
+    node.atime, node.mtime, node.ctime = entry.atime, entry.mtime, entry.ctime
+    if entry.xattrs:
+        node.xattrs = dict(entry.xattrs)
+    return node
+
+
+def state_of(node: Node) -> EntryState:
+    oid = side = gitlink = target = None
+    content: ContentState | None = None
+    epoch = 0
+    if isinstance(node, File):
+        oid = node.content.oid
+        if oid is None:
+            content = node.content.capture()
+    elif isinstance(node, Directory):
+        oid, side, gitlink, epoch = node.tree_oid, node.side_oid, node.gitlink, node.epoch
+    elif isinstance(node, Symlink):
+        oid, target = node.oid, node.target
+    return EntryState(
+        node.ino, node.mode, node.uid, node.gid, node.nlink, node.rdev, node.atime, node.mtime, node.ctime,
+        tuple(node.xattrs.items()) if node.xattrs else (), node.size, oid, side, gitlink, content, target,
+        epoch,
+    )  # fmt: skip
