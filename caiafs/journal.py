@@ -274,7 +274,8 @@ class Journal:
     @property
     def size(self) -> int:
         """Bytes on disk, those kept for unlinked files among them."""
-        return sum(segment.end - segment.start for segment in (*self._segments, *self._kept))
+        named = self._end - self._segments[0].start if self._segments else 0
+        return named + sum(segment.end - segment.start for segment in self._kept)
 
     def append(self, record: Record) -> int:
         """Keep *record*; returns the position that apply() wants. Raises JournalError, with nothing kept."""

@@ -24,7 +24,7 @@ from ..records.side import (
     join_records,
     split_records,
 )
-from ..store import Store, needs_content_check, patch_tree, storable_content, storable_entry
+from ..store import BlobReader, Store, needs_content_check, patch_tree, storable_content, storable_entry
 from ..tree import GITLINK, ROOT_INO, ContentState, DirectoryState, EntryState
 from .message import PathChange
 
@@ -266,7 +266,7 @@ class _Base:
         self._oid = oid
         self._spool = spool
         self._whole: bytes | None = None
-        self._reader: object | None = None
+        self._reader: BlobReader | None = None
 
     def read(self, offset: int, length: int) -> bytes:
         assert self._oid is not None
@@ -278,7 +278,8 @@ class _Base:
         if self._whole is not None:
             data = self._whole[offset : offset + length]
         else:
-            data = self._reader.read(offset, length)  # type: ignore[union-attr,attr-defined]
+            assert self._reader is not None
+            data = self._reader.read(offset, length)
         if not data:
             raise ObjectCorrupt(f"blob {self._oid.hex()} is shorter than the file it is the base of")
         return data

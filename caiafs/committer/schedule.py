@@ -171,10 +171,10 @@ class Committer:
                 return
             quiet = self._fs.last_change + self._config.commit_quiet
             latest = (self._fs.first_change or 0.0) + self._config.commit_interval
-            await self._wait_for(None, min(quiet, latest))
+            await self._wait_for(self._fs.pressure, min(quiet, latest))
 
     def _is_time(self) -> bool:
-        if self._fs.journal.size > self._config.journal_max // 4:
+        if self._fs.pressure.is_set():
             return True
         now = trio.current_time()
         first = self._fs.first_change
@@ -182,7 +182,7 @@ class Committer:
             first is not None and now >= first + self._config.commit_interval
         )
 
-    async def _wait_for(self, event: trio.Event | None, deadline: float) -> None:
+    async def _wait_for(self, event: trio.Event, deadline: float) -> None:
         """Until *event*, the wake-up of a moved branch, or the deadline."""
         with trio.CancelScope(deadline=deadline):
             async with trio.open_nursery() as nursery:
@@ -192,16 +192,7 @@ class Committer:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(first, self._wake)
-                if event is not None:
-                    nursery.start_soon(first, event)
-                else:
-                    nursery.start_soon(self._watch_pressure, nursery.cancel_scope)
-
-    async def _watch_pressure(self, scope: trio.CancelScope) -> None:
-        """A journal that grows past its bound is committed sooner."""
-        while self._fs.journal.size <= self._config.journal_max // 4:
-            await trio.sleep(0.25)
-        scope.cancel()
+                nursery.start_soon(first, event)
 
     # ---- one commit
 
@@ -324,7 +315,7 @@ class Committer:
         for change in changes:
             await adoption.take(change)
         await self._invalidate(adoption.touched)
-        log.info("took in %s: %d changes from outside", tip.hex()[:12], len(changes))
+        log.info("took in %s from outside: %d changed paths", tip.hex()[:12], len(changes))
         for note in adoption.notes:
             log.warning("outside change: %s", note)
         unlanded = self.head is not None and self.head != self.landed

@@ -98,6 +98,7 @@ class Filesystem:
         self.first_change: float | None = None
         self.changed = trio.Event()
         self.released = trio.Event()
+        self.pressure = trio.Event()
         self.git_trouble: str | None = None
         self.head: bytes | None = None
         self.write_through: Callable[[], Awaitable[None]] | None = None
@@ -318,6 +319,8 @@ class Filesystem:
         if self.first_change is None:
             self.first_change = now
         self.changed.set()
+        if self.journal.size > self.config.journal_max // 2:
+            self.pressure.set()
 
     def _writable(self) -> None:
         if self.config.ro:
@@ -758,6 +761,7 @@ class Filesystem:
         self.pending = self.tree.changes
         self.first_change = None
         self.changed = trio.Event()
+        self.pressure = trio.Event()
         return self.tree.freeze(position)
 
     def settle(self, batch: Batch, settled: Settled) -> Iterator[None]:
