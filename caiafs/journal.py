@@ -26,6 +26,7 @@ import stat
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from struct import Struct
 from typing import Protocol
 from zlib import crc32
@@ -132,6 +133,8 @@ class Journal:
         self._directory_synced = True
         self._open: Segment | None = None
         self._sync_lock = threading.Lock()
+        self._syncing = False
+        self._retired: list[int] = []
         self._end = 0
         self.durable = 0
         self._noted = 0  # the last durable position that a Synced record speaks of
@@ -166,6 +169,9 @@ class Journal:
                 raise JournalDamaged(f"{path}: belongs to another journal; move it away, then mount again")
             self.id = header[8:24]
             self._segments.append(Segment(path, fd, start, start + size))
+        for segment, following in pairwise(self._segments):
+            # A write that failed and could not be cut off left torn bytes where the next one began.
+            segment.end = min(segment.end, following.start)
         self._starts = [segment.start for segment in self._segments]
         if self._segments:
             self._end = self._segments[-1].end
@@ -357,6 +363,7 @@ class Journal:
         May be called from a thread. Raises JournalError; what was not synced then stays unsynced.
         """
         with self._sync_lock:
+            self._syncing = True
             target = self.end
             pending = [segment for segment in list(self._segments) if segment.synced < segment.end]
             try:
@@ -371,6 +378,10 @@ class Journal:
                 self._directory_synced = False
                 self.failure = error
                 raise JournalError(f"{self.directory}: {error.strerror}", error.errno or errno.EIO) from error
+            finally:
+                self._syncing = False
+                while self._retired:
+                    self._disk.close(self._retired.pop())
             self.durable = max(self.durable, target)
             return target
 
@@ -403,9 +414,8 @@ class Journal:
         gone = [
             segment for segment in self._segments if segment.end <= position and segment is not self._open
         ]
-        with self._sync_lock:
-            self._segments = [segment for segment in self._segments if segment not in gone]
-            self._starts = [segment.start for segment in self._segments]
+        self._segments = [segment for segment in self._segments if segment not in gone]
+        self._starts = [segment.start for segment in self._segments]
         for segment in gone:
             self._disk.unlink(segment.path)
         kept = []
@@ -413,6 +423,8 @@ class Journal:
             index = bisect_right(wanted, segment.start - 1)
             if index < len(wanted) and wanted[index] < segment.end:
                 kept.append(segment)
+            elif self._syncing:
+                self._retired.append(segment.fd)  # sync() has it in its hands, in another thread
             else:
                 self._disk.close(segment.fd)
         self._kept = kept
