@@ -99,7 +99,7 @@ def umount(arguments: argparse.Namespace) -> int:
             raise _failed(str(problem), problem.errno) from None
         raise _failed(
             f"{problem}\n{mounted.mountpoint} stays mounted, and its journal keeps everything. To unmount "
-            f"without the commit: `fusermount3 -u {quoted}` (as root: `umount {quoted}`); "
+            f"without the commit: `{'umount' if os.geteuid() == 0 else 'fusermount3 -u'} {quoted}`; "
             f"the next mount goes on where this one ends",
             problem.errno,
         ) from None

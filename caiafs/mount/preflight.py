@@ -45,6 +45,7 @@ def check(config: Config, git_dir: str | None = None) -> None:
     check_machine()
     check_allow_other(config.allow_other)
     check_nesting(config, git_dir)
+    check_repository(config.repo)
     check_mountpoint(config.mountpoint)
     if git_dir is not None:
         check_git_dir(git_dir, config.ro)
@@ -91,6 +92,19 @@ def check_nesting(config: Config, git_dir: str | None = None) -> None:
                 f"the mountpoint {config.mountpoint} lies inside {what} {path}: mount somewhere else",
                 errno.EINVAL,
             )
+
+
+def check_repository(path: str) -> None:
+    """What is at *path*, if anything is, can be looked at; whether it is a repository is for the store to say."""
+    try:
+        with os.scandir(path):
+            pass
+    except PermissionError:
+        raise _error(
+            f"no permission to look into the repository {path}: mount as its owner, or as root", errno.EACCES
+        ) from None
+    except OSError:
+        pass
 
 
 def check_mountpoint(mountpoint: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import json
 import os
 import signal
@@ -201,6 +202,15 @@ def test_a_repository_of_someone_else_can_only_be_read(public: Path) -> None:
     (public / "objects").chmod(0o700)
     with acting_as(ALICE):
         code_of(lambda: preflight.check_git_dir(str(public), True), "no permission to read")
+
+
+def test_a_repository_that_may_not_be_looked_into_is_not_called_missing(public: Path) -> None:
+    (public / "r.git").mkdir(mode=0o700)
+    with acting_as(ALICE):
+        for path in (public / "r.git", public / "r.git" / "deeper"):
+            code = code_of(functools.partial(preflight.check_repository, str(path)), "no permission")
+            assert code == errno.EACCES
+        preflight.check_repository(str(public / "missing"))
 
 
 def test_allow_other_needs_consent_for_ordinary_users(
