@@ -95,7 +95,7 @@ def check_nesting(config: Config, git_dir: str | None = None) -> None:
 
 
 def check_repository(path: str) -> None:
-    """What is at *path*, if anything is, can be looked at; whether it is a repository is for the store to say."""
+    """What is at *path* can be looked at; whether it is a repository is for the store to say."""
     try:
         with os.scandir(path):
             pass
