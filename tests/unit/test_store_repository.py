@@ -1,0 +1,569 @@
+"""Opening and creating repositories, refs, history and differences."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from test_store_support import WHO, commit_files, fsck, git, new_store, oid_of, tmp_of, write
+
+from caiafs.errors import RefLocked, RepositoryMissing, RepositoryUnsupported, StoreError
+from caiafs.store import (
+    BLOB,
+    COMMIT,
+    DIRECTORY,
+    EMPTY_TREE,
+    REGULAR,
+    SYMLINK,
+    TREE,
+    Oid,
+    Store,
+    TreeEntry,
+    encode_commit,
+    encode_tree,
+)
+
+MAIN = b"refs/heads/main"
+
+
+def ordinary(base: Path, name: str = "work") -> Path:
+    """A repository with a work tree and one commit, made by git."""
+    git(base, "init", "-q", "-b", "main", name)
+    (base / name / "a.txt").write_text("a\n")
+    git(base / name, "add", ".")
+    git(base / name, "commit", "-q", "-m", "First")
+    return base / name
+
+
+# --- creating -------------------------------------------------------------------------------------
+
+
+def test_a_created_repository_is_an_ordinary_bare_one(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "some/where/new.git"), branch=b"trunk")
+    assert store.bare
+    assert store.head_branch() == b"trunk"
+    assert store.read_ref(b"refs/heads/trunk") is None
+    assert store.git_dir == str(tmp_path / "some/where/new.git")
+    assert fsck(store.git_dir) == ""
+    assert git(store.git_dir, "rev-parse", "--is-bare-repository").strip() == b"true"
+    assert git(store.git_dir, "symbolic-ref", "HEAD").strip() == b"refs/heads/trunk"
+    work = ordinary(tmp_path)
+    git(work, "push", "-q", store.git_dir, "main:trunk")
+    assert store.read_ref(b"refs/heads/trunk") == oid_of(work, "HEAD")
+
+
+def test_creating_takes_an_empty_directory_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    Store.create(str(tmp_path / "empty"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    (tmp_path / "file").touch()
+    for name in ("full", "file", "empty"):
+        before = sorted(os.listdir(tmp_path / name)) if (tmp_path / name).is_dir() else []
+        with pytest.raises(StoreError):
+            Store.create(str(tmp_path / name))
+        assert not before or sorted(os.listdir(tmp_path / name)) == before
+    with pytest.raises(StoreError):
+        Store.create(str(tmp_path / "other"), branch=b"no..good")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_interrupted_creation_is_completed(tmp_path: Path) -> None:
+    Store.create(str(tmp_path / "repo.git"))
+    os.unlink(tmp_path / "repo.git/HEAD")
+    with pytest.raises(RepositoryMissing):
+        Store.open(str(tmp_path / "repo.git"))
+    assert Store.create(str(tmp_path / "repo.git"), branch=b"x").head_branch() == b"x"
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def test_every_way_to_name_a_repository_opens_it(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    for path in (work, work / ".git"):
+        store = Store.open(str(path))
+        assert (store.git_dir, store.bare) == (str(work / ".git"), False)
+        assert store.head_branch() == b"main"
+        assert store.checked_out_at(b"main") == str(work)
+        assert store.checked_out_at(b"other") is None
+    git(tmp_path, "clone", "-q", "--bare", "work", "bare.git")
+    store = Store.open(str(tmp_path / "bare.git"))
+    assert store.bare
+    assert store.head_branch() == b"main"
+    assert store.checked_out_at(b"main") is None
+    os.symlink(tmp_path / "bare.git", tmp_path / "link")
+    assert Store.open(str(tmp_path / "link")).read_ref(MAIN) == oid_of(work, "HEAD")
+
+
+def test_a_separate_git_directory_is_followed(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "-b", "main", "--separate-git-dir=elsewhere", "work")
+    for path in (tmp_path / "work", tmp_path / "work/.git"):
+        store = Store.open(str(path))
+        assert store.git_dir == str(tmp_path / "elsewhere")
+        assert not store.bare
+        assert store.checked_out_at(b"main") == str(tmp_path / "work")
+
+
+def test_linked_work_trees_count_as_checked_out(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    git(work, "worktree", "add", "-q", "-b", "side", str(tmp_path / "side"))
+    main, side = Store.open(str(work)), Store.open(str(tmp_path / "side"))
+    assert side.git_dir == main.git_dir
+    assert (main.head_branch(), side.head_branch()) == (b"main", b"side")
+    for store in (main, side):
+        assert store.checked_out_at(b"main") == str(work)
+        assert store.checked_out_at(b"side") == str(tmp_path / "side")
+    git(tmp_path / "side", "checkout", "-q", "--detach")
+    assert side.head_branch() is None
+    assert main.checked_out_at(b"side") is None
+    git(tmp_path / "side", "checkout", "-q", "side")
+    shutil.rmtree(tmp_path / "side")
+    assert main.checked_out_at(b"side") is None
+    git(tmp_path, "clone", "-q", "--bare", "work", "bare.git")
+    git(tmp_path / "bare.git", "worktree", "add", "-q", str(tmp_path / "linked"), "main")
+    bare = Store.open(str(tmp_path / "bare.git"))
+    assert bare.bare
+    assert bare.checked_out_at(b"main") == str(tmp_path / "linked")
+
+
+def test_a_branch_that_is_being_rebased_counts_as_checked_out(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    git(work, "checkout", "-q", "-b", "topic")
+    (work / "a.txt").write_text("topic\n")
+    git(work, "commit", "-qam", "Topic")
+    git(work, "checkout", "-q", "main")
+    (work / "a.txt").write_text("main\n")
+    git(work, "commit", "-qam", "Main")
+    git(work, "checkout", "-q", "topic")
+    git(work, "rebase", "main", check=False)
+    store = Store.open(str(work))
+    assert store.head_branch() is None
+    assert store.checked_out_at(b"topic") == str(work)
+
+
+def test_where_no_repository_is_the_message_shows_the_way(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    (work / "folder").mkdir()
+    (tmp_path / "file").write_text("text")
+    for path in (tmp_path / "absent", tmp_path, tmp_path / "file", work / "folder", work / "a.txt"):
+        with pytest.raises(RepositoryMissing) as caught:
+            Store.open(str(path))
+        assert str(path) in str(caught.value)
+        assert (caught.value.exit_code, caught.value.errno) == (32, errno.ENOENT)
+    with pytest.raises(RepositoryMissing, match="-o init"):
+        Store.open(str(tmp_path / "absent"))
+
+
+def test_formats_that_are_not_written_here_are_refused(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "--bare", "--object-format=sha256", "new.git")
+    with pytest.raises(RepositoryUnsupported, match="SHA-256"):
+        Store.open(str(tmp_path / "new.git"))
+    for key, value, word in (
+        ("extensions.refStorage", "reftable", "reftable"),
+        ("extensions.somethingNew", "true", "somethingnew"),
+        ("core.repositoryFormatVersion", "2", "format 2"),
+    ):
+        path = tmp_path / word.replace(" ", "")
+        git(tmp_path, "init", "-q", "--bare", str(path))
+        git(path, "config", "core.repositoryFormatVersion", "1")
+        git(path, "config", key, value)
+        with pytest.raises(RepositoryUnsupported, match=word) as caught:
+            Store.open(str(path))
+        assert caught.value.exit_code == 32
+
+
+def test_harmless_extensions_are_accepted(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    git(work, "config", "core.repositoryFormatVersion", "1")
+    git(work, "config", "extensions.objectFormat", "sha1")
+    git(work, "config", "extensions.worktreeConfig", "true")
+    git(work, "config", "--worktree", "core.bare", "true")
+    git(work, "config", "extensions.preciousObjects", "true")
+    assert Store.open(str(work / ".git")).bare
+
+
+# --- refs -----------------------------------------------------------------------------------------
+
+
+def test_a_ref_moves_only_from_where_it_was(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=None)
+    b = commit_files(store, {b"a": b"2"}, (a,), ref=None)
+    assert store.read_ref(MAIN) is None
+    assert not store.swap_ref(MAIN, a, b, b"no", WHO)
+    assert store.read_ref(MAIN) is None
+    assert store.swap_ref(MAIN, None, a, b"first", WHO)
+    assert not store.swap_ref(MAIN, None, b, b"no", WHO)
+    assert not store.swap_ref(MAIN, b, a, b"no", WHO)
+    assert store.swap_ref(MAIN, a, b, b"second", WHO)
+    assert store.read_ref(MAIN) == b == oid_of(store.git_dir, "main")
+    git(store.git_dir, "pack-refs", "--all")
+    assert not Path(store.git_dir, "refs/heads/main").exists()
+    assert store.read_ref(MAIN) == b
+    assert not store.swap_ref(MAIN, a, b, b"no", WHO)
+    assert store.swap_ref(MAIN, b, a, b"back", WHO)
+    assert store.read_ref(MAIN) == a == oid_of(store.git_dir, "main")
+    assert not list(Path(store.git_dir).rglob("*.lock"))
+    assert fsck(store.git_dir) == ""
+
+
+def test_pushes_and_packed_refs_are_seen_at_once(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    work = ordinary(tmp_path)
+    token = store.ref_signature(MAIN)
+    for n in range(6):
+        (work / "a.txt").write_text(f"{n}\n")
+        git(work, "commit", "-qam", f"{n}")
+        git(work, "push", "-q", store.git_dir, "main")
+        assert store.ref_signature(MAIN) != token
+        assert store.read_ref(MAIN) == oid_of(work, "HEAD")
+        if n % 2:
+            git(store.git_dir, "pack-refs", "--all", "--prune")
+            assert store.read_ref(MAIN) == oid_of(work, "HEAD")
+        token = store.ref_signature(MAIN)
+        assert store.ref_signature(MAIN) == token
+    git(store.git_dir, "update-ref", "-d", "refs/heads/main")
+    assert store.ref_signature(MAIN) != token
+    assert store.read_ref(MAIN) is None
+
+
+def test_a_lock_of_another_process_is_respected(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"})
+    lock = Path(store.git_dir, "refs/heads/main.lock")
+    lock.touch()
+    with pytest.raises(RefLocked, match=r"main\.lock") as caught:
+        store.swap_ref(MAIN, a, a, b"x", WHO)
+    assert caught.value.errno == errno.EAGAIN
+    assert lock.exists()
+    lock.unlink()
+    assert store.swap_ref(MAIN, a, a, b"x", WHO)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"garbage", b"a" * 39, b"g" * 40, b"a" * 41, b"\0" * 41])
+def test_a_broken_ref_is_an_error_and_not_an_absence(tmp_path: Path, content: bytes) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"})
+    Path(store.git_dir, "refs/heads/main").write_bytes(content)
+    with pytest.raises(StoreError, match="broken"):
+        store.read_ref(MAIN)
+    with pytest.raises(StoreError, match="broken"):
+        store.swap_ref(MAIN, None, a, b"x", WHO)
+    assert Path(store.git_dir, "refs/heads/main").read_bytes() == content
+    assert not Path(store.git_dir, "refs/heads/main.lock").exists()
+
+
+def test_damaged_packed_refs_are_an_error(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    Path(store.git_dir, "packed-refs").write_bytes(b"# pack-refs with: peeled\nnonsense refs/heads/main\n")
+    with pytest.raises(StoreError, match="packed-refs"):
+        store.read_ref(MAIN)
+
+
+@pytest.mark.parametrize("name", [b"main", b"HEAD", b"refs/../x", b"refs/a b", b"refs/x.lock", b"refs/", b""])
+def test_only_ref_names_git_takes_are_written(tmp_path: Path, name: bytes) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=None)
+    with pytest.raises(StoreError, match="no name"):
+        store.swap_ref(name, None, a, b"x", WHO)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_ref_and_a_ref_below_it_exclude_each_other(tmp_path: Path, packed: bool) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=b"refs/heads/x/y")
+    if packed:
+        git(store.git_dir, "pack-refs", "--all")
+    for name in (b"refs/heads/x", b"refs/heads/x/y/z"):
+        with pytest.raises(StoreError):
+            store.swap_ref(name, None, a, b"x", WHO)
+        assert store.read_ref(name) is None
+    git(store.git_dir, "update-ref", "-d", "refs/heads/x/y")
+    Path(store.git_dir, "refs/heads/x/empty/deeper").mkdir(parents=True)
+    assert store.swap_ref(b"refs/heads/x", None, a, b"x", WHO)
+    assert fsck(store.git_dir) == ""
+
+
+def test_a_symbolic_ref_is_followed(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"})
+    git(store.git_dir, "symbolic-ref", "refs/heads/alias", "refs/heads/main")
+    assert store.read_ref(b"refs/heads/alias") == a
+    token = store.ref_signature(b"refs/heads/alias")
+    b = commit_files(store, {b"a": b"2"}, (a,), ref=None)
+    assert store.swap_ref(b"refs/heads/alias", a, b, b"x", WHO)
+    assert store.read_ref(MAIN) == b
+    assert store.ref_signature(b"refs/heads/alias") != token
+    git(store.git_dir, "symbolic-ref", "refs/heads/main", "refs/heads/alias")
+    with pytest.raises(StoreError, match="loop"):
+        store.read_ref(MAIN)
+
+
+def test_a_reflog_is_kept_where_git_would_keep_one(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    store = Store.open(str(work))
+    (work / ".git/caiafs").mkdir()
+    tip = store.read_ref(MAIN)
+    assert tip is not None
+    commit_files(store, {b"a": b"1"}, (tip,), b"Subject\nand more")
+    shown = git(work, "reflog", "show", "main", "--format=%gs|%gn|%ge").decode().splitlines()
+    assert shown[0] == "Subject and more|Ann Tester|ann@example.org"
+    commit_files(store, {b"a": b"1"}, (), ref=b"refs/caiafs/main")
+    assert not (work / ".git/logs/refs/caiafs").exists()
+    bare = new_store(tmp_path)
+    commit_files(bare, {b"a": b"1"})
+    assert not Path(bare.git_dir, "logs").exists()
+    git(bare.git_dir, "config", "core.logAllRefUpdates", "true")
+    bare = Store.open(bare.git_dir)
+    commit_files(bare, {b"a": b"2"}, (), b"Second")
+    assert git(bare.git_dir, "reflog", "show", "main", "--format=%gs").strip() == b"Second"
+
+
+def test_the_ref_and_its_directories_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=None)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), store.git_dir))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert store.swap_ref(b"refs/heads/deep/er/x", None, a, b"x", WHO)
+    assert synced == [
+        "refs/heads/deep/er/x.lock",
+        "refs/heads/deep/er",
+        "refs/heads/deep",
+        "refs/heads",
+        "refs",
+        ".",
+    ]
+    synced.clear()
+    assert store.swap_ref(b"refs/heads/deep/er/x", a, a, b"x", WHO)
+    assert synced == ["refs/heads/deep/er/x.lock", "refs/heads/deep/er"]
+
+
+def test_a_disk_that_fails_leaves_the_ref_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"})
+    b = commit_files(store, {b"a": b"2"}, (a,), ref=None)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    for step in ("write", "fsync", "rename"):
+        monkeypatch.setattr(os, step, fails)
+        with pytest.raises(StoreError) as caught:
+            store.swap_ref(MAIN, a, b, b"x", WHO)
+        monkeypatch.undo()
+        assert caught.value.errno == errno.ENOSPC
+        assert store.read_ref(MAIN) == a
+    assert store.swap_ref(MAIN, a, b, b"x", WHO)
+
+
+def test_a_swap_never_overwrites_what_it_did_not_see(tmp_path: Path) -> None:
+    """Two stores and git move one branch by compare-and-swap, while refs are packed all the time.
+
+    The reflog, written under the ref's lock, tells who replaced what. git 2.39 itself is known to lose an
+    update in this storm now and then (two `git update-ref` against `git pack-refs` do it without caiafs):
+    it trusts its copy of packed-refs when the file was replaced twice within a second. Its lines are
+    therefore not judged.
+    """
+    first = new_store(tmp_path)
+    git(first.git_dir, "config", "core.logAllRefUpdates", "true")
+    stores = [Store.open(first.git_dir), Store.open(first.git_dir)]
+    tree = first.commit(commit_files(stores[0], {b"a": b"0"}, message=b"ours")).tree
+    stop = time.monotonic() + 2.5
+    done = [0, 0]
+
+    def by_us(n: int) -> None:
+        store = stores[n]
+        while time.monotonic() < stop:
+            old = store.read_ref(MAIN)
+            assert old is not None
+            data = encode_commit(tree, (old,), WHO, WHO, done[n], n, 0, b"ours")
+            (new,) = write(store, [(COMMIT, data)])
+            with contextlib.suppress(RefLocked):
+                done[n] += store.swap_ref(MAIN, old, new, b"ours", WHO)
+            time.sleep(0.003)
+
+    def by_git() -> None:
+        while time.monotonic() < stop:
+            old = git(first.git_dir, "rev-parse", "main").strip().decode()
+            new = git(first.git_dir, "commit-tree", tree.hex(), "-p", old, "-m", "git").strip().decode()
+            git(first.git_dir, "update-ref", "-m", "git", "refs/heads/main", new, old, check=False)
+
+    def packs_refs() -> None:
+        while time.monotonic() < stop:
+            git(first.git_dir, "pack-refs", "--all", check=False)
+
+    threads = [threading.Thread(target=by_us, args=(n,)) for n in (0, 1)]
+    threads += [threading.Thread(target=run) for run in (by_git, packs_refs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log = Path(first.git_dir, "logs/refs/heads/main").read_text().splitlines()
+    moves = [(*line.split()[:2], line.rpartition("\t")[2]) for line in log]
+    assert min(done) > 10
+    assert [who for _, _, who in moves].count("ours") == sum(done) + 1
+    assert "git" in [who for _, _, who in moves]
+    for (_, was, _), (old, _, who) in pairwise(moves):
+        assert who == "git" or old == was
+
+
+# --- history --------------------------------------------------------------------------------------
+
+
+def test_ancestors_and_merge_bases_are_git_s(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    rng = random.Random(8)
+    commits: list[Oid] = []
+    for n in range(60):
+        count = rng.choice([0, 1, 1, 1, 1, 2, 2, 3]) if commits else 0
+        near = commits[-12:]
+        parents = tuple(rng.sample(near, min(count, len(near))))
+        when = 1_000_000 + n * 10 + rng.choice([0, 0, 0, 0, -300, 200])  # clocks that ran backwards
+        data = encode_commit(EMPTY_TREE, parents, WHO, WHO, when, when, 0, b"%d" % n)
+        commits += write(store, [(TREE, b""), (COMMIT, data)])[1:]
+    updates = "".join(f"create refs/heads/b{n} {oid.hex()}\n" for n, oid in enumerate(commits))
+    git(store.git_dir, "update-ref", "--stdin", stdin=updates.encode())
+    git(store.git_dir, "repack", "-adq")
+    ancestors = {}
+    listed = git(store.git_dir, "rev-list", "--parents", "--all").decode().splitlines()
+    parents_of = {words[0]: words[1:] for words in (line.split() for line in listed)}
+    for oid in commits:
+        seen, todo = set(), [oid.hex()]
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += parents_of[name]
+        ancestors[oid] = seen
+    for _ in range(600):
+        a, b = rng.choice(commits), rng.choice(commits)
+        assert store.is_ancestor(a, b) == (a.hex() in ancestors[b])
+        base = store.merge_base(a, b)
+        common = ancestors[a] & ancestors[b]
+        best = {
+            name for name in common if not any(name in ancestors[bytes.fromhex(o)] for o in common - {name})
+        }
+        assert (base.hex() if base else None) in (best or {None})
+
+
+def test_a_shallow_clone_ends_where_it_was_cut(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    for n in range(4):
+        (work / "a.txt").write_text(f"{n}\n")
+        git(work, "commit", "-qam", f"{n}")
+    git(tmp_path, "clone", "-q", "--bare", "--depth=2", f"file://{work}", "shallow.git")
+    store = Store.open(str(tmp_path / "shallow.git"))
+    tip, cut = oid_of(work, "HEAD"), oid_of(work, "HEAD~1")
+    assert store.is_ancestor(cut, tip)
+    assert not store.is_ancestor(tip, cut)
+    assert store.merge_base(tip, cut) == cut
+
+
+# --- differences ----------------------------------------------------------------------------------
+
+
+def tree_of(store: Store, files: dict[str, tuple[int, bytes]]) -> Oid:
+    """A nested tree from paths."""
+
+    def build(level: dict[str, tuple[int, bytes]]) -> Oid:
+        entries: list[TreeEntry] = []
+        below: dict[str, dict[str, tuple[int, bytes]]] = {}
+        for path, (mode, data) in level.items():
+            head, slash, rest = path.partition("/")
+            if slash:
+                below.setdefault(head, {})[rest] = (mode, data)
+            else:
+                (oid,) = write(store, [(BLOB, data)])
+                entries.append(TreeEntry(head.encode(), mode, oid))
+        entries += [TreeEntry(name.encode(), DIRECTORY, build(inner)) for name, inner in below.items()]
+        (oid,) = write(store, [(TREE, encode_tree(entries))])
+        return oid
+
+    return build(files)
+
+
+def test_a_difference_names_each_changed_path_once(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    f, x = (REGULAR, b"f"), (0o100755, b"f")
+    both = dict.fromkeys(["same", "d/same", "d/e/same", "a.b", "a/x"], f)
+    a = tree_of(
+        store,
+        {
+            **dict.fromkeys(["d/gone", "d/e/deep", "old/1", "old/2", "kind", "dir/in", "mode", "link"], f),
+            **both,
+        },
+    )
+    b = tree_of(
+        store,
+        {
+            **dict.fromkeys(["d/new", "new/1", "new/2/3", "kind/now/dir", "dir"], f),
+            "d/e/deep": (REGULAR, b"g"),
+            "mode": x,
+            "link": (SYMLINK, b"f"),
+            **both,
+        },
+    )
+    changes = list(store.diff(a, b))
+    shown = {
+        b"/".join(path).decode(): (old.mode if old else 0, new.mode if new else 0)
+        for path, old, new in changes
+    }
+    assert len(shown) == len(changes)
+    assert shown == {
+        "d/gone": (REGULAR, 0),
+        "d/new": (0, REGULAR),
+        "d/e/deep": (REGULAR, REGULAR),
+        "old": (DIRECTORY, 0),
+        "new": (0, DIRECTORY),
+        "kind": (REGULAR, DIRECTORY),
+        "dir": (DIRECTORY, REGULAR),
+        "mode": (REGULAR, 0o100755),
+        "link": (REGULAR, SYMLINK),
+    }
+    assert [c.path for c in changes] == sorted(c.path for c in changes)
+    assert list(store.diff(a, a)) == []
+    assert [(c.path, c.new, c.old) for c in store.diff(b, a)] == changes
+    assert {c.path for c in store.diff(None, a)} == {(e.name,) for e in store.tree(a)}
+    assert all(c.new is None for c in store.diff(a, None))
+    assert list(store.diff(None, None)) == list(store.diff(None, EMPTY_TREE)) == []
+
+
+def test_equal_subtrees_are_not_read(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    missing = b"\x77" * 20
+    trees = []
+    for data in (b"1", b"2"):
+        (blob,) = write(store, [(BLOB, data)])
+        entries = [TreeEntry(b"absent", DIRECTORY, missing), TreeEntry(b"f", REGULAR, blob)]
+        trees += write(store, [(TREE, encode_tree(entries))])
+    assert [c.path for c in store.diff(*trees)] == [(b"f",)]
+
+
+def test_a_very_deep_difference_does_not_exhaust_the_stack(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    tips = []
+    for data in (b"1", b"2"):
+        with store.pack_writer(tmp_of(store)) as writer:
+            oid, mode = writer.add(BLOB, data), REGULAR
+            for _ in range(3000):
+                oid, mode = writer.add(TREE, encode_tree([TreeEntry(b"d", mode, oid)])), DIRECTORY
+            kept = writer.finish()
+        assert kept is not None
+        tips.append(oid)
+    (change,) = store.diff(*tips)
+    assert len(change.path) == 3000
