@@ -168,7 +168,7 @@ class Store:
         return self._layout.checked_out_at(branch)
 
     def configured_identity(self) -> bytes | None:
-        """"Name <mail>" as git's configuration has it for this repository; None where it has not."""
+        """ "Name <mail>" as git's configuration has it for this repository; None where it has not."""
         return self._layout.identity()
 
     def read_ref(self, refname: bytes) -> Oid | None:

@@ -209,9 +209,7 @@ def _entry(oid: Oid, place: Packed) -> tuple[Header, Iterator[bytes]]:
     return header, _inflated(oid, place.file, header.at, header.size)
 
 
-def open_pieces(
-    odb: ObjectDatabase, oid: Oid, spool: Callable[[], Spool]
-) -> tuple[int, Iterator[bytes]]:
+def open_pieces(odb: ObjectDatabase, oid: Oid, spool: Callable[[], Spool]) -> tuple[int, Iterator[bytes]]:
     """(size, content in pieces of at most about STEP) of blob *oid*. Hash unchecked.
 
     Every file needed is open when this returns: later repacks do not matter.

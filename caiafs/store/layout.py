@@ -182,8 +182,10 @@ def _write_durably(path: str, content: bytes) -> None:
 
 def _is_git_dir(path: str) -> bool:
     """HEAD and, here or in the common directory, objects and refs."""
-    if not os.path.lexists(os.path.join(path, "HEAD")):
-        return False
+    try:
+        os.lstat(os.path.join(path, "HEAD"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # a directory that may not be looked into is another matter, and raises
     try:
         common = _common_dir(path)
     except OSError:

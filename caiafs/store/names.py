@@ -106,7 +106,9 @@ def storable_content(name: bytes, data: bytes) -> bool:
 _SECTION = re.compile(rb'\[([A-Za-z0-9-]+)(?:[ \t]+"((?:[^"\\\n]|\\[^\n])*)")?\]')
 _KEY = re.compile(rb"([A-Za-z][A-Za-z0-9-]*)[ \t]*(?:=[ \t]*|(?=\n|\Z))")
 _BLANK = re.compile(rb"[ \t\n]*(?:[#;][^\n]*)?")
-_HTTP = re.compile(rb"(?:https?|ftps?)://(?:[A-Za-z0-9._~-]+(?::[A-Za-z0-9._~-]*)?@)?[A-Za-z0-9.-]+(?::[0-9]+)?(?:/.*)?")
+_HTTP = re.compile(
+    rb"(?:https?|ftps?)://(?:[A-Za-z0-9._~-]+(?::[A-Za-z0-9._~-]*)?@)?[A-Za-z0-9.-]+(?::[0-9]+)?(?:/.*)?"
+)
 _ESCAPES = {b'"': b'"', b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"b": b"\b"}
 
 

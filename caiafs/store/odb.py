@@ -18,13 +18,14 @@ Safe to use from several threads: lookups read immutable tuples; the lock guards
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import os
 import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar, cast
 
 from dulwich.errors import ApplyDeltaError
@@ -384,8 +385,31 @@ class ObjectDatabase:
     # --- whole objects
 
     def read(self, oid: Oid) -> tuple[int, bytes]:
-        """(kind, content), whole in memory, verified against *oid*."""
-        kind, data = self.retry(oid, self._read_place)
+        """(kind, content), whole in memory, verified; a damaged copy is passed over for another."""
+        try:
+            return self.retry(oid, self._read_verified)
+        except ObjectCorrupt:
+            for place in self._every_place(oid):
+                with contextlib.suppress(StoreError, OSError, GoneError):
+                    return self._read_verified(oid, place)
+            raise
+
+    def _every_place(self, oid: Oid) -> Iterator[Place]:
+        for directory in self._directories:
+            for pack in directory.by_name.values():
+                with contextlib.suppress(GoneError, OSError):
+                    found = self._find_in(pack, oid)
+                    if found is not None:
+                        yield found
+        loose = self._find_loose(oid)
+        if loose is not None:
+            yield loose
+
+    def _read_verified(self, oid: Oid, place: Place) -> tuple[int, bytes]:
+        if isinstance(place, Loose):
+            kind, data = read_loose(oid, place.file)
+        else:
+            kind, data = self._read_packed(oid, place)
         name = _KIND_PREFIX.get(kind)
         if name is None:
             raise ObjectCorrupt(f"object {oid.hex()} is of unknown kind {kind}")
@@ -405,11 +429,6 @@ class ObjectDatabase:
             except OSError as error:
                 raise failed(f"cannot read object {oid.hex()}", error) from error
         raise ObjectMissing(f"object {oid.hex()} keeps moving in {self.path}; try again")
-
-    def _read_place(self, oid: Oid, place: Place) -> tuple[int, bytes]:
-        if isinstance(place, Loose):
-            return read_loose(oid, place.file)
-        return self._read_packed(oid, place)
 
     def _read_packed(self, oid: Oid, place: Packed) -> tuple[int, bytes]:
         """Follow the deltas to their base, then apply them from there: a loop, however long the chain."""
@@ -571,6 +590,11 @@ def loose_header(oid: Oid, raw: bytes) -> tuple[int, int, int]:
 def read_loose(oid: Oid, file: File) -> tuple[int, bytes]:
     """A whole loose object; its hash is the caller's to check."""
     raw = file.read_at(file.size, 0)
+    while len(raw) < file.size:  # one pread(2) gives 2 GiB at most
+        more = file.read_at(file.size - len(raw), len(raw))
+        if not more:
+            break
+        raw += more
     kind, size, start = loose_header(oid, raw[:_HEADER_READ])
     inflater = isal_zlib.decompressobj()
     try:

@@ -404,7 +404,8 @@ def clear_stale_temps(tmp_dir: str) -> int:
 def _remove_unlocked(path: str, prefix: bytes) -> bool:
     """Remove *path* if it starts with *prefix* and no living process holds its lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        writable = os.access(path, os.W_OK)  # over NFS only a writable descriptor can be locked
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError:
         return False
     try:
