@@ -189,10 +189,10 @@ def look(directory: str, expected_id: bytes) -> Scan:
         elif name not in OURS:
             scan.cut.append(path)
     _sort_out(scan, expected_id)
-    for segment, following in zip(scan.segments, [*scan.segments[1:], None], strict=True):
-        segment.limit = segment.size
-        if following is not None and segment.start <= following.start < segment.start + segment.size:
-            segment.limit = following.start - segment.start
+    starts = [segment.start for segment in scan.segments]
+    for index, segment in enumerate(scan.segments):
+        following = starts[index + 1] if index + 1 < len(starts) else segment.start + segment.size
+        segment.limit = min(segment.size, following - segment.start)
         _walk(scan, segment)
     return scan
 
