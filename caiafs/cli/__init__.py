@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.places += more
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    return guarded(lambda: _find(arguments.command)(arguments), "caiafs")
+    code = guarded(lambda: _find(arguments.command)(arguments), "caiafs")
+    # What cannot be mounted cannot be checked either, but only mount and umount fail as mount(8) does.
+    return 1 if code == 32 and arguments.command not in ("mount", "umount") else code
 
 
 def mount_helper(argv: Sequence[str] | None = None) -> int:

@@ -411,6 +411,13 @@ def test_check_hands_over_and_returns_its_exit_code(
     assert capsys.readouterr().out == "/r b /s True\n"
 
 
+def test_check_of_no_repository_is_a_failure_and_no_mount_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+
+
 # -- umount -----------------------------------------------------------------------------------------
 
 
