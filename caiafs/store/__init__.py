@@ -51,6 +51,7 @@ from caiafs.store.objects import (
     Commit,
     Oid,
     TreeEntry,
+    differing_entries,
     encode_commit,
     encode_tree,
     is_directory,
@@ -334,11 +335,9 @@ class Store:
                 stack.append((path, self._diff_level(path, old.oid, new.oid)))
 
     def _diff_level(self, path: tuple[bytes, ...], a: Oid | None, b: Oid | None) -> Iterator[Change]:
-        before = {entry.name: entry for entry in self.tree(a)} if a is not None else {}
-        after = {entry.name: entry for entry in self.tree(b)} if b is not None else {}
-        changed = {name for name, entry in before.items() if after.get(name) != entry}
-        changed.update(after.keys() - before.keys())
-        for name in sorted(changed):
+        a, b = a or EMPTY_TREE, b or EMPTY_TREE
+        before, after = differing_entries(self.tree_bytes(a), a, self.tree_bytes(b), b)
+        for name in sorted(before.keys() | after.keys()):
             yield Change((*path, name), before.get(name), after.get(name))
 
     # --- writing

@@ -643,9 +643,9 @@ def test_reads_go_on_while_git_repacks_in_a_loop(tmp_path: Path) -> None:
     threads = [threading.Thread(target=read, args=(n,)) for n in range(3)]
     for thread in threads:
         thread.start()
-    ends = time.monotonic() + 2.5
+    latest = time.monotonic() + 60
     rounds = 0
-    while time.monotonic() < ends and not errors:
+    while (rounds < 4 or reads[0] < 500) and time.monotonic() < latest and not errors:
         git(store.git_dir, "repack", "-adq")
         git(store.git_dir, "pack-refs", "--all")
         git(store.git_dir, "repack", "-Adq", "--unpack-unreachable=now")
@@ -659,8 +659,8 @@ def test_reads_go_on_while_git_repacks_in_a_loop(tmp_path: Path) -> None:
         thread.join()
     if errors:
         raise errors[0]
-    assert rounds >= 2
-    assert reads[0] > 100
+    assert rounds >= 4
+    assert reads[0] >= 500
     assert fsck(store.git_dir) == ""
 
 

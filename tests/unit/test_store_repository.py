@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_store_support import WHO, commit_files, fsck, git, new_store, oid_of, tmp_of, write
 
-from caiafs.errors import RefLocked, RepositoryMissing, RepositoryUnsupported, StoreError
+from caiafs.errors import ObjectCorrupt, RefLocked, RepositoryMissing, RepositoryUnsupported, StoreError
 from caiafs.store import (
     BLOB,
     COMMIT,
@@ -383,12 +383,17 @@ def test_a_swap_never_overwrites_what_it_did_not_see(tmp_path: Path) -> None:
     git(first.git_dir, "config", "core.logAllRefUpdates", "true")
     stores = [Store.open(first.git_dir), Store.open(first.git_dir)]
     tree = first.commit(commit_files(stores[0], {b"a": b"0"}, message=b"ours")).tree
-    stop = time.monotonic() + 1.5
+    log = Path(first.git_dir, "logs/refs/heads/main")
+    latest = time.monotonic() + 30
     done = [0, 0]
+
+    def going_on() -> bool:
+        enough = min(done) > 20 and sum(done) > 100 and b"\tgit" in log.read_bytes()
+        return not enough and time.monotonic() < latest
 
     def by_us(n: int) -> None:
         store = stores[n]
-        while time.monotonic() < stop:
+        while going_on():
             old = store.read_ref(MAIN)
             assert old is not None
             data = encode_commit(tree, (old,), WHO, WHO, done[n], n, 0, b"ours")
@@ -398,13 +403,13 @@ def test_a_swap_never_overwrites_what_it_did_not_see(tmp_path: Path) -> None:
             time.sleep(0.003)
 
     def by_git() -> None:
-        while time.monotonic() < stop:
+        while going_on():
             old = git(first.git_dir, "rev-parse", "main").strip().decode()
             new = git(first.git_dir, "commit-tree", tree.hex(), "-p", old, "-m", "git").strip().decode()
             git(first.git_dir, "update-ref", "-m", "git", "refs/heads/main", new, old, check=False)
 
     def packs_refs() -> None:
-        while time.monotonic() < stop:
+        while going_on():
             git(first.git_dir, "pack-refs", "--all", check=False)
 
     threads = [threading.Thread(target=by_us, args=(n,)) for n in (0, 1)]
@@ -413,9 +418,8 @@ def test_a_swap_never_overwrites_what_it_did_not_see(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    log = Path(first.git_dir, "logs/refs/heads/main").read_text().splitlines()
-    moves = [(*line.split()[:2], line.rpartition("\t")[2]) for line in log]
-    assert min(done) > 10
+    moves = [(*line.split()[:2], line.rpartition("\t")[2]) for line in log.read_text().splitlines()]
+    assert min(done) > 20
     assert [who for _, _, who in moves].count("ours") == sum(done) + 1
     assert "git" in [who for _, _, who in moves]
     for (_, was, _), (old, _, who) in pairwise(moves):
@@ -541,6 +545,15 @@ def test_a_difference_names_each_changed_path_once(tmp_path: Path) -> None:
     assert {c.path for c in store.diff(None, a)} == {(e.name,) for e in store.tree(a)}
     assert all(c.new is None for c in store.diff(a, None))
     assert list(store.diff(None, None)) == list(store.diff(None, EMPTY_TREE)) == []
+
+
+def test_a_difference_between_trees_that_are_none_is_refused(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    good = tree_of(store, {"a": (REGULAR, b"x")})
+    bad = [b"100644 ..\0" + good, b"junk", b"100644 b\0" + good + b"40000 b\0" + good]
+    for oid in write(store, [(TREE, data) for data in bad]):
+        with pytest.raises(ObjectCorrupt, match=oid.hex()):
+            list(store.diff(good, oid))
 
 
 def test_equal_subtrees_are_not_read(tmp_path: Path) -> None:
