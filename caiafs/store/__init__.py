@@ -94,7 +94,8 @@ __all__ = [
     "valid_identity",
 ]
 
-EMPTY_TREE: Oid = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")  # git knows it without storing it
+# Readable without being stored, as in git; but git fsck wants it stored.
+EMPTY_TREE: Oid = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
 
 class Change(NamedTuple):
@@ -238,7 +239,7 @@ class Store:
 
     def has(self, oid: Oid) -> bool:
         """Whether the object is there (not whether it is intact)."""
-        return oid == EMPTY_TREE or self._odb.has(oid)
+        return self._odb.has(oid)
 
     def open_blob(self, oid: Oid, spool_dir: str) -> BlobReader:
         """Random access to a blob of any size; what was read is kept in a nameless file in *spool_dir*."""

@@ -356,6 +356,7 @@ class ObjectDatabase:
                 known = old.get(path)
                 directories.append(_Directory(path, known))
             self._directories = tuple(directories)
+            self._damaged_index = None
             live = {pack.base for directory in directories for pack in directory.by_name.values()}
             for table in (self._open, self._mapped):
                 for base in [base for base in table if base not in live]:
