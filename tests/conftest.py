@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.mounts import Mount, need_fuse
+from support.mounts import Mount, Mounts, need_fuse
 from support.processes import GUARD
 
 
@@ -36,34 +35,6 @@ def _guard(request: pytest.FixtureRequest) -> Iterator[None]:
     GUARD.arm(100)
 
 
-class Mounts:
-    """Makes mounts on request and verifies all of them at the end, the youngest first."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.made: list[Mount] = []
-
-    def __call__(self, *options: str, **settings: Any) -> Mount:
-        """A running mount in a folder of its own, with these -o options."""
-        mount = self.prepare(*options, **settings)
-        return mount.start()
-
-    def prepare(self, *options: str, **settings: Any) -> Mount:
-        """The same, not started."""
-        settings.setdefault("base", self.base / str(len(self.made)))
-        mount = Mount(settings.pop("base"), *options, **settings)
-        self.made.append(mount)
-        return mount
-
-    def finish(self) -> None:
-        try:
-            while self.made:
-                self.made.pop().verify()
-        finally:
-            for mount in self.made:
-                mount.close()
-
-
 def _new_base(scratch: Path) -> Path:
     base = Path(tempfile.mkdtemp(dir=scratch, prefix=""))
     base.chmod(0o755)
@@ -80,7 +51,7 @@ def mounts(scratch: Path) -> Iterator[Mounts]:
 
 
 @pytest.fixture
-def mount(mounts: Callable[..., Mount]) -> Mount:
+def mount(mounts: Mounts) -> Mount:
     """One mount with the default options."""
     return mounts()
 

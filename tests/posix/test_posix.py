@@ -17,7 +17,7 @@ import checks
 import pytest
 from checks.kit import CASES, Case
 from support.mounts import Mount, run
-from support.snapshots import assert_same, snapshot
+from support.snapshots import assert_same, settled, snapshot
 from support.users import need_root
 
 for module in pkgutil.iter_modules(checks.__path__):
@@ -41,7 +41,8 @@ def tmpfs(scratch: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module", params=["tmpfs", "caiafs"])
 def place(request: pytest.FixtureRequest) -> Path:
     if request.param == "tmpfs":
-        return request.getfixturevalue("tmpfs")
+        path: Path = request.getfixturevalue("tmpfs")
+        return path
     mount: Mount = request.getfixturevalue("shared_mount")
     return mount.path
 
@@ -59,6 +60,6 @@ def test_check(place: Path, case: Case) -> None:
 
 
 def test_everything_the_checks_left_survives_a_remount(shared_mount: Mount) -> None:
-    before = snapshot(shared_mount.path)
+    before = settled(shared_mount.path)
     shared_mount.remount()
     assert_same(before, snapshot(shared_mount.path))

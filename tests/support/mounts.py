@@ -84,7 +84,7 @@ def run(
         timeout=timeout,
     )
     if status is not None and done.returncode != status:
-        shown = " ".join(map(os.fspath, words))
+        shown = " ".join(str(word) for word in words)
         pytest.fail(
             f"{shown}\nexited {done.returncode}, not {status}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         )
@@ -176,14 +176,16 @@ class Mount:
                 pytest.fail(f"no mount after {START_TIMEOUT} s\n{self.log()[-4000:]}")
             time.sleep(0.01)
         if not self.prefix:
-            os.stat(self.path)
+            wait_until(self.serves, START_TIMEOUT, "serving")  # a stale mount of before is cleared first
         return self
 
     def umount(self) -> None:
         """A drained unmount by the command; the daemon is gone afterwards."""
         assert self.daemon is not None
         family = self.family()
-        caiafs("umount", self.path, env=self.env, timeout=STOP_TIMEOUT)
+        done = self.caiafs("umount", self.path, status=None, timeout=STOP_TIMEOUT)
+        if done.returncode != 0:
+            pytest.fail(f"umount exited {done.returncode}: {done.stderr}\n{self.log()[-6000:]}")
         try:
             self.daemon.wait(10)
         except subprocess.TimeoutExpired:
@@ -204,6 +206,16 @@ class Mount:
         self.daemon = None
         clear_stale_mount(self.path)
         self._assert_gone(family)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait_ended(self, timeout: float = 20) -> int:
+        """Waits for a daemon that ends without being told by umount() or kill(); gives its exit status."""
+        assert self.daemon is not None
+        self.daemon.wait(timeout)
+        code, self.daemon = self._forget(), None
+        return code
 
     def remount(self) -> Mount:
         if self.daemon is not None:
@@ -240,9 +252,13 @@ class Mount:
         """Lines matching *pattern* are what this test is about, so they are no trouble."""
         self._expected.append(re.compile(pattern))
 
+    def caiafs(self, *words: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """The command line, as the user of this mount."""
+        return run(*self.prefix, sys.executable, "-m", "caiafs", *words, env=self.env, cwd="/", **options)
+
     def commit(self, *words: str) -> str:
         """Commits now; the id of the commit."""
-        return caiafs("commit", *words, self.path, env=self.env).stdout.strip()
+        return self.caiafs("commit", *words, self.path).stdout.strip()
 
     def git(self, *words: str, status: int | None = 0) -> str:
         return run("git", "-C", self.repository, *words, status=status).stdout
@@ -254,7 +270,7 @@ class Mount:
         return json.loads((self.path / ".stats" / name).read_bytes())
 
     def status(self) -> Any:
-        return json.loads(caiafs("status", "--json", self.path, env=self.env).stdout)
+        return json.loads(self.caiafs("status", "--json", self.path).stdout)
 
     # How it ends.
 
@@ -277,7 +293,7 @@ class Mount:
 
     def check(self) -> None:
         """The repository, at rest, is sound by caiafs and by git."""
-        caiafs("check", self.repository, env=self.env)
+        self.caiafs("check", self.repository)
         done = run("git", "-C", self.repository, "fsck", "--strict", "--full")
         wrong = [
             line
@@ -315,3 +331,31 @@ class Mount:
                 return False
             raise
         return True
+
+
+class Mounts:
+    """Makes mounts on request and verifies all of them at the end, the youngest first."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.made: list[Mount] = []
+
+    def __call__(self, *options: str, **settings: Any) -> Mount:
+        """A running mount in a folder of its own, with these -o options."""
+        mount = self.prepare(*options, **settings)
+        return mount.start()
+
+    def prepare(self, *options: str, **settings: Any) -> Mount:
+        """The same, not started."""
+        settings.setdefault("base", self.base / str(len(self.made)))
+        mount = Mount(settings.pop("base"), *options, **settings)
+        self.made.append(mount)
+        return mount
+
+    def finish(self) -> None:
+        try:
+            while self.made:
+                self.made.pop().verify()
+        finally:
+            for mount in self.made:
+                mount.close()

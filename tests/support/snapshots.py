@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 
@@ -61,10 +62,10 @@ def node(path: bytes) -> Node:
 
 def digest(path: bytes | str | os.PathLike[str]) -> str:
     with open(path, "rb", buffering=0, opener=_without_atime) as file:
-        return hashlib.file_digest(file, "sha1").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha1").hexdigest()
 
 
-def _without_atime(path: str, flags: int) -> int:
+def _without_atime(path: str | bytes, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_NOATIME)
     except PermissionError:
@@ -74,29 +75,51 @@ def _without_atime(path: str, flags: int) -> int:
 def snapshot(root: str | os.PathLike[str]) -> Snapshot:
     """Every entry below *root* and *root* itself, by its path relative to it."""
     top = os.fsencode(root)
-    found = {b".": node(top)}
-    for folder, folders, files in os.walk(top, onerror=_raise):
-        for name in folders + files:
-            path = os.path.join(folder, name)
-            found[os.path.relpath(path, top)] = node(path)
+    found: Snapshot = {}
+    fd = os.open(top, os.O_RDONLY)
+    _walk(fd, b"", found)
+    os.close(fd)
+    found[b"."] = node(top)
     return found
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def settled(root: str | os.PathLike[str]) -> Snapshot:
+    """A snapshot that the next one equals: by then relatime has nothing left to move."""
+    snapshot(root)
+    time.sleep(0.02)
+    return snapshot(root)
+
+
+def _walk(folder: int, prefix: bytes, found: Snapshot) -> None:
+    """By descriptors, since a tree may be deeper than the longest path.
+
+    A directory is looked at after it was listed: the listing itself may move its access time.
+    """
+    for name in map(os.fsencode, os.listdir(folder)):
+        path = b"/proc/self/fd/%d/%s" % (folder, name)
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            _walk(fd, prefix + name + b"/", found)
+            os.close(fd)
+        found[prefix + name] = node(path)
 
 
 def differences(before: Snapshot, after: Snapshot, ignore: Collection[str] = ()) -> list[str]:
     """What changed, one line each; *ignore* names fields of Node."""
-    lines = [f"{os.fsdecode(path)!r}: gone" for path in before.keys() - after.keys()]
-    lines += [f"{os.fsdecode(path)!r}: new" for path in after.keys() - before.keys()]
+    lines = [f"{_shown(path)}: gone" for path in before.keys() - after.keys()]
+    lines += [f"{_shown(path)}: new" for path in after.keys() - before.keys()]
     for path in before.keys() & after.keys():
         for field in fields(Node):
             old, new = getattr(before[path], field.name), getattr(after[path], field.name)
             if old != new and field.name not in ignore:
                 shown = f"{old:o} -> {new:o}" if field.name == "mode" else f"{old!r:.200} -> {new!r:.200}"
-                lines.append(f"{os.fsdecode(path)!r}: {field.name} {shown}")
+                lines.append(f"{_shown(path)}: {field.name} {shown}")
     return sorted(lines)
+
+
+def _shown(path: bytes) -> str:
+    text = repr(os.fsdecode(path))
+    return text if len(text) < 100 else f"{text[:60]}…{text[-30:]}"
 
 
 def assert_same(before: Snapshot, after: Snapshot, ignore: Collection[str] = ()) -> None:

@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -58,6 +59,24 @@ def in_child(work: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def together(count: int, work: Callable[[int], object]) -> None:
+    """Runs *work* in so many children at once, each with its number from 0, and waits for them."""
+    join(*[in_child(partial(work, number)) for number in range(count)])
+
+
+def as_user(uid: int, work: Callable[[], object]) -> None:
+    """Runs *work* in a child that is this user with every id, as a mount for one user asks."""
+
+    def inside() -> None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        work()
+
+    need_root()
+    join(in_child(inside))
 
 
 def join(*pids: int) -> None:

@@ -22,9 +22,8 @@ def setfacl(*words: str | Path) -> None:
 
 
 def getfacl(path: Path) -> list[str]:
-    words = ["getfacl", "--numeric", "--omit-header", "--absolute-names", "--no-effective", path]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    words = ["getfacl", "--numeric", "--omit-header", "--absolute-names", "--no-effective", os.fspath(path)]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
 
 
 @check(kind=(REGULAR, DIRECTORY))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from support.users import ALICE, acting_as, in_child, join
+from support.users import ALICE, acting_as, in_child, join, together
 
 from .kit import (
     BLOCK,
@@ -445,7 +445,7 @@ def check_map_between_processes(d: Path) -> None:
             for place in range(me, 4096 * 4, 3):
                 memory[place] = me + 1
 
-    join(*[in_child(lambda me=me: work(me)) for me in range(3)])
+    together(3, work)
     assert read(d / "x") == bytes(place % 3 + 1 for place in range(4096 * 4))
 
 
@@ -497,7 +497,7 @@ def check_writers_of_one_file_side_by_side(d: Path) -> None:
             for block in range(me, 120, 3):
                 os.pwrite(fd, bytes([me + 1]) * 5000, block * 5000)
 
-    join(*[in_child(lambda me=me: work(me)) for me in range(3)])
+    together(3, work)
     assert read(d / "x") == b"".join(bytes([block % 3 + 1]) * 5000 for block in range(120))
 
 

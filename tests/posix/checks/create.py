@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.users import ALICE, BOB, CAROL, acting_as, in_child, join
+from support.users import ALICE, BOB, CAROL, acting_as, together
 
 from .kit import (
     BLOCK,
@@ -258,7 +258,7 @@ def check_only_one_of_many_makes_it(d: Path, maker: Maker) -> None:
                 else:
                     log.write(f"{number}\n")
 
-    join(*[in_child(lambda me=me: work(me)) for me in range(3)])
+    together(3, work)
     made = [line for me in range(3) for line in (d / f"log{me}").read_text().split()]
     assert sorted(made, key=int) == [str(number) for number in range(25)]
 

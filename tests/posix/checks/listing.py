@@ -196,7 +196,8 @@ def check_positions_are_stable(d: Path) -> None:
 def check_two_streams_of_one_directory(d: Path) -> None:
     names = fill(d, 300)
     with Directory(d) as one, Directory(d) as two:
-        found_one, found_two = [], []
+        found_one: list[bytes] = []
+        found_two: list[bytes] = []
         for turn in range(700):
             stream, found = ((one, found_one), (two, found_two))[turn % 2]
             if entry := stream.read():

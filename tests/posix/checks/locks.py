@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.users import in_child, join
+from support.users import in_child, join, together
 
 from .kit import check, opened, refused, write
 
@@ -248,5 +248,5 @@ def check_lock_files_count_up_without_a_gap(d: Path) -> None:
                 value = int(os.pread(fd, 20, 0))
                 os.pwrite(fd, b"%d" % (value + 1), 0)
 
-    join(*[in_child(work) for _ in range(3)])
+    together(3, lambda _: work())
     assert (d / "counter").read_bytes() == b"90"

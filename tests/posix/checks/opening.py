@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from support.users import ALICE, BOB, acting_as, in_child, join
+from support.users import ALICE, BOB, acting_as, together
 
 from .kit import (
     BLOCK,
@@ -131,7 +131,7 @@ def check_concurrent_appends_lose_nothing(d: Path, writers: int) -> None:
                 line = b"%d %03d " % (me, number)
                 os.write(fd, line + b"." * (50 + 37 * number % 300) + b"\n")
 
-    join(*[in_child(lambda me=me: work(me)) for me in range(writers)])
+    together(writers, work)
     lines = read(d / "x").splitlines()
     assert len(lines) == 100 * writers
     for me in range(writers):

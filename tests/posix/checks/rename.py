@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from support.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from support.users import ALICE, BOB, acting_as, in_child, join
+from support.users import ALICE, BOB, acting_as, in_child, together
 
 from .kit import (
     DIRECTORY,
@@ -296,6 +296,6 @@ def check_renames_of_many_processes(d: Path) -> None:
             except FileNotFoundError:
                 continue
 
-    join(*[in_child(lambda me=me: take(me)) for me in range(3)])
+    together(3, take)
     taken = [name for me in range(3) for name in os.listdir(d / f"p{me}")]
     assert sorted(taken) == sorted(f"t{number}" for number in range(60))
