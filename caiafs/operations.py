@@ -275,7 +275,9 @@ class Operations(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         if is_virtual(inode):
-            self._virtual.setattr(inode)
+            if fields.update_mode or fields.update_uid or fields.update_gid or fields.update_size:
+                self._virtual.setattr(inode)
+            return self._virtual_attributes(inode)  # the kernel's own note of a time
         return self._attributes(
             self._fs.set_attributes(
                 inode,
@@ -318,7 +320,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """What is free is what the disk under the repository has free."""
-        disk: os.statvfs_result = await self._fs.ask(os.statvfs, self._place)
+        disk: os.statvfs_result = await self._fs.ask(os.statvfs, self._place, operation="statfs")
         answer = StatvfsData()
         answer.f_bsize, answer.f_frsize = disk.f_bsize, disk.f_frsize
         answer.f_blocks, answer.f_bfree, answer.f_bavail = disk.f_blocks, disk.f_bfree, disk.f_bavail

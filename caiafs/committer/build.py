@@ -22,6 +22,7 @@ from ..records.side import (
     encode_meta,
     encode_record,
     join_records,
+    quote_name,
     split_records,
 )
 from ..store import BlobReader, Store, needs_content_check, patch_tree, storable_content, storable_entry
@@ -109,7 +110,8 @@ class Builder:
         records: dict[bytes, bytes | None] = {}
         listed: set[bytes] = set()
         for name, entry in state.entries.items():
-            tree[name] = side[b"=" + name] = side[b"~" + name] = None
+            beside = quote_name(name)
+            tree[name] = side[b"=" + beside] = side[b"~" + beside] = None
             records[name] = None
             if entry is None:
                 continue
@@ -120,7 +122,7 @@ class Builder:
                 if not diverted and storable_entry(name, mode) and self._content_is_fine(name, entry):
                     placed = mode, oid
                 else:
-                    side[b"~" + name] = 0o100644, oid
+                    side[b"~" + beside] = 0o100644, oid
             elif stat.S_ISLNK(entry.mode):
                 if not diverted and storable_entry(name, 0o120000):
                     placed = 0o120000, self._link(entry)
@@ -139,7 +141,7 @@ class Builder:
                 elif below is not None and not diverted and storable_entry(name, 0o040000):
                     placed = 0o040000, below
                 if below_side is not None:
-                    side[b"=" + name] = 0o040000, below_side
+                    side[b"=" + beside] = 0o040000, below_side
             tree[name] = placed
             git_mode, oid = placed or (0, NO_OID)
             records[name] = encode_record(_record(name, entry, git_mode, oid, target))

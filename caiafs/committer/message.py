@@ -95,7 +95,7 @@ def compose(changes: list[PathChange], asked: str | None, outside: str | None, n
         parts.append("\n".join(notes))
     if lines and not asked and (len(lines) > 1 or notes or outside):
         parts.append(body(lines))
-    return ("\n\n".join(parts) + "\n").encode("utf-8", "surrogateescape")
+    return ("\n\n".join(parts) + "\n").encode("utf-8", "replace")
 
 
 def show(path: bytes) -> str:

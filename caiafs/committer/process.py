@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio
@@ -17,10 +18,14 @@ import trio
 from ..errors import StoreError
 from .worker import Place
 
+log = logging.getLogger(__name__)
+
 FRAME = struct.Struct("<I")
 _START = "from caiafs.committer.worker import main; main()"
 SILENCE = 60.0
 """Seconds without a sign of life after which a working worker is taken for hung."""
+RESTART_PAUSE = 0.5
+"""Seconds before a worker that ended is started again."""
 
 
 class WorkerGone(StoreError):
@@ -53,6 +58,7 @@ class WorkerProcess:
         self._answers: trio.MemorySendChannel[tuple[Any, ...]] | None = None
         self._inbox: trio.MemoryReceiveChannel[tuple[Any, ...]] | None = None
         self._nursery: trio.Nursery | None = None
+        self._ended = trio.Event()
         self.starts = 0
 
     @property
@@ -61,12 +67,19 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the worker until cancelled."""
+        """Keep a worker running, to watch the branch, until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await trio.sleep_forever()
+                while True:
+                    try:
+                        await self._start()
+                    except (WorkerGone, OSError) as error:
+                        log.warning("the commit worker could not be started: %s", error)
+                    else:
+                        await self._ended.wait()
+                    await trio.sleep(RESTART_PAUSE)
         finally:
             self.stop()
             self._nursery = None
@@ -82,11 +95,24 @@ class WorkerProcess:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
             self.stop()
             raise WorkerGone("the commit worker ended") from error
+        except BaseException:
+            self.stop()  # half a message was sent
+            raise
 
     async def ask(self, *message: Any) -> Any:
-        """Send a request and wait for its answer. Raises Refused, WorkerGone."""
+        """Send a request and wait for its answer. Raises Refused, WorkerGone.
+
+        When cancelled it ends the worker: an answer that nobody waits for must not be taken
+        for that of the next request.
+        """
         await self.tell(*message)
-        return await self._answer()
+        try:
+            return await self._answer()
+        except Refused:
+            raise
+        except BaseException:
+            self.stop()
+            raise
 
     async def _answer(self) -> Any:
         inbox = self._inbox
@@ -122,9 +148,10 @@ class WorkerProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             )  # fmt: skip
         self.starts += 1
+        self._ended = trio.Event()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._answers, self._inbox = trio.open_memory_channel[tuple[Any, ...]](64)
-        self._nursery.start_soon(self._listen, self._stream, self._answers)
+        self._nursery.start_soon(self._listen, self._stream, self._answers, self._ended)
         data = pickle.dumps((self._place,))
         try:
             await self._stream.send_all(FRAME.pack(len(data)) + data)
@@ -133,23 +160,23 @@ class WorkerProcess:
             raise WorkerGone("the commit worker could not be started") from error
 
     async def _listen(
-        self, stream: trio.SocketStream, answers: trio.MemorySendChannel[tuple[Any, ...]]
+        self, stream: trio.SocketStream, answers: trio.MemorySendChannel[tuple[Any, ...]], ended: trio.Event
     ) -> None:
         buffer = bytearray()
-        async with answers:
-            with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                while part := await stream.receive_some(1 << 18):
-                    buffer += part
-                    while len(buffer) >= FRAME.size:
-                        (size,) = FRAME.unpack_from(buffer)
-                        if len(buffer) < FRAME.size + size:
-                            break
-                        kind, *rest = pickle.loads(memoryview(buffer)[FRAME.size : FRAME.size + size])
-                        del buffer[: FRAME.size + size]
-                        if kind in ("tip", "ready"):
-                            self._on_tip(rest[0])
-                        else:
-                            await answers.send((kind, *rest))
+        closed = contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError)
+        with answers, _setting(ended), closed:
+            while part := await stream.receive_some(1 << 18):
+                buffer += part
+                while len(buffer) >= FRAME.size:
+                    (size,) = FRAME.unpack_from(buffer)
+                    if len(buffer) < FRAME.size + size:
+                        break
+                    kind, *rest = pickle.loads(memoryview(buffer)[FRAME.size : FRAME.size + size])
+                    del buffer[: FRAME.size + size]
+                    if kind in ("tip", "ready"):
+                        self._on_tip(rest[0])
+                    else:
+                        await answers.send((kind, *rest))
 
     def stop(self) -> None:
         """End the worker, whatever it does: what it had not finished will be done again."""
@@ -160,3 +187,11 @@ class WorkerProcess:
         if process is not None:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def _setting(event: trio.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()

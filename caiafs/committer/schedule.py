@@ -53,7 +53,7 @@ class Committer:
 
     def __init__(
         self, fs: Filesystem, worker: WorkerProcess, config: Config, metrics: Metrics, identity: bytes,
-        invalidate: Invalidate,
+        invalidate: Invalidate, flush_kernel: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self._fs = fs
         self._worker = worker
@@ -61,6 +61,7 @@ class Committer:
         self._metrics = metrics
         self._identity = identity
         self._invalidate = invalidate
+        self._flush_kernel = flush_kernel
         self._wake = trio.Event()
         self._busy = trio.Lock()
         self._in_flight: tuple[Batch, Order] | None = None
@@ -117,6 +118,7 @@ class Committer:
                     if self._fs.is_dirty or self._in_flight is not None:
                         await self._commit(message)
                     await self._take_in()
+                    self._recovered()
                     return Outcome(self.head, changes)
             except CaiafsError as error:
                 attempt += 1
@@ -149,6 +151,7 @@ class Committer:
                     await self._take_in()
                     if self._in_flight is not None or (self._fs.is_dirty and self._is_time()):
                         await self._commit(None)
+                self._recovered()
             except CaiafsError as error:
                 self._failed(error)
                 await self._make_journal_safe()
@@ -197,7 +200,22 @@ class Committer:
     # ---- one commit
 
     async def _commit(self, message: str | None) -> None:
-        """Freeze, write, settle; one try. A batch that failed before is tried again as it was."""
+        """Freeze, write, settle; one try. A batch that failed before is tried again as it was.
+
+        Not cancelled half-way: what was frozen is settled or kept for the next try.
+        """
+        with trio.CancelScope(shield=True):
+            await self._commit_shielded(message)
+        if self.commits % TIDY_EVERY == 0 and not self.stopping:
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        try:
+            await self._worker.ask("tidy")
+        except StoreError as error:
+            log.warning("packs could not be brought together: %s", error)
+
+    async def _commit_shielded(self, message: str | None) -> None:
         fs = self._fs
         started = trio.current_time()
         if self._in_flight is None:
@@ -209,7 +227,9 @@ class Committer:
                 await self._worker.tell("directories", part)
             done: Done = await self._worker.ask("commit", order)
         except StoreError:
-            self._metrics.commit("failure", trio.current_time() - started)
+            seconds = trio.current_time() - started
+            self._metrics.commit("failure", seconds)
+            self._metrics.observe("git", "commit", int(seconds * 1e9), ok=False)
             raise
         for step, _ in enumerate(fs.settle(batch, Settled(done.contents, done.directories))):
             if step % CHUNK == 0:
@@ -221,15 +241,15 @@ class Committer:
             self.landed = done.commit
             self._outside, self._notes, self._merge = None, [], False
         self._release(batch, done)
-        self._metrics.commit("success", trio.current_time() - started)
+        seconds = trio.current_time() - started
+        self._metrics.commit("success", seconds)
+        self._metrics.observe("git", "commit", int(seconds * 1e9))
         self._recovered()
         if done.is_new:
             self.commits += 1
             self.last_commit_at = time.time()
             self.last_subject = done.subject
             log.info("committed %s: %s", (done.commit or NO_OID).hex()[:12], done.subject)
-            if self.commits % TIDY_EVERY == 0 and not self.stopping:
-                await self._worker.ask("tidy")
 
     async def _freeze(self, message: str | None) -> tuple[Batch, Order]:
         fs = self._fs
@@ -284,6 +304,8 @@ class Committer:
 
     async def _take_in(self) -> None:
         """Bring in what the branch got from elsewhere, until it and the tree agree."""
+        if self.moved_outside:
+            await self._flush_kernel()  # what programs wrote and the kernel holds is ours too
         while self.moved_outside:
             tip = self.tip
             assert tip is not None

@@ -21,6 +21,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 from typing import Any, NamedTuple
 
 from ..errors import CaiafsError, RefLocked, StoreError
@@ -120,6 +121,10 @@ class Worker:
             except (CaiafsError, OSError) as error:
                 self._directories = {}
                 self._send("failed", str(error), isinstance(error, RefLocked))
+            except Exception as error:  # a bug: it costs this try, and is told, not only a dead worker
+                self._directories = {}
+                traceback.print_exc()
+                self._send("failed", f"unexpected error in the commit worker: {error!r}", False)
             else:
                 if name != "directories":
                     self._send("done", answer)

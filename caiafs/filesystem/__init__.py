@@ -55,7 +55,7 @@ from .loader import Entry, Loader, Place, SideState
 RENAME_NOREPLACE = 1
 NAME_MAX = 255
 LINK_MAX = 65000
-XATTR_SIZE_MAX = 65536
+XATTR_SIZE_MAX = XATTR_LIST_MAX = 65536
 NODE_COST = 700
 """Bytes that a loaded inode costs, its names and its place in the directory included (measured)."""
 RELATIME = 24 * 3600 * 10**9
@@ -154,6 +154,8 @@ class Filesystem:
             if type(record) is Committed:
                 last = record
                 continue
+            if type(record) is Write and record.ino == 0:
+                continue  # of a file that had no name any more
             try:
                 self._prepare_now(record)
                 self.tree.apply(record, where)
@@ -218,13 +220,15 @@ class Filesystem:
 
     # ---- git, in threads
 
-    async def ask(self, function: Callable[..., Any], *arguments: Any, patient: bool = False) -> Any:
+    async def ask(
+        self, function: Callable[..., Any], *arguments: Any, operation: str = "get", patient: bool = False
+    ) -> Any:
         """The store's answer. Raises FSError: ETIMEDOUT past `operation_timeout`, EIO for damage.
 
         A *patient* call may take as long as it needs: it moves a large amount of data.
         """
         timeout = float("inf") if patient else self.config.operation_timeout
-        with self.metrics.timed("git", function.__name__), trio.move_on_after(timeout):
+        with self.metrics.timed("git", operation), trio.move_on_after(timeout):
             try:
                 return await trio.to_thread.run_sync(
                     partial(function, *arguments), abandon_on_cancel=True, limiter=self._threads
@@ -244,7 +248,7 @@ class Filesystem:
                 continue
             event = self._loading[directory.ino] = trio.Event()
             try:
-                entries = await self.ask(self._loader.directory, _place(directory))
+                entries = await self.ask(self._loader.directory, _place(directory), operation="list")
                 self._install(directory, entries)
             finally:
                 del self._loading[directory.ino]
@@ -285,33 +289,41 @@ class Filesystem:
 
     def _record(self, record: Record, *nodes: Node) -> None:
         """Keep *record* and make it true. *nodes* are those it names by number."""
+        self._record_all((record,), *nodes)
+
+    def _record_all(self, batch: tuple[Record, ...], *nodes: Node) -> None:
+        """Keep several records and make them true, all or none."""
         self._writable()
         names: list[Record] = []
         anchored: list[Node] = []
         for node in nodes:
             self._anchor(node, names, anchored)
+        where = self.journal.end
+        started = time.perf_counter_ns()
         try:
-            if names:
-                where = self.journal.end
-                position = self.journal.append_all([*names, record])
-                for node in anchored:
-                    node.anchor = where
-            else:
-                position = self.journal.append(record)
+            positions = self.journal.append_all([*names, *batch])[len(names) :]
         except JournalError as error:
-            self.metrics.observe("journal", "append", 0, ok=False)
+            self.metrics.observe("journal", "append", time.perf_counter_ns() - started, ok=False)
             raise FSError(error.errno, str(error)) from error
-        self.tree.apply(record, position)
+        kept = time.perf_counter_ns()
+        for node in anchored:
+            node.anchor = where
+        for record, position in zip(batch, positions, strict=True):
+            self.tree.apply(record, position)
+        self.metrics.observe("journal", "append", kept - started)
+        self.metrics.observe("memory", "store", time.perf_counter_ns() - kept)
         self._note_change()
 
     def _anchor(self, node: Node, names: list[Record], anchored: list[Node]) -> None:
         """Recovery begins at the last freeze at the latest: tell it where *node* is, once since then."""
-        if node.anchor >= self._frozen_at or node.parent is None:
-            return
-        self._anchor(node.parent, names, anchored)
-        if node not in anchored:
-            names.append(Name(node.ino, node.parent.ino, node.name))
-            anchored.append(node)
+        missing: list[Node] = []
+        while node.anchor < self._frozen_at and node.parent is not None and node not in anchored:
+            missing.append(node)
+            node = node.parent
+        for below in reversed(missing):
+            assert below.parent is not None
+            names.append(Name(below.ino, below.parent.ino, below.name))
+        anchored += missing
 
     def _note_change(self) -> None:
         now = trio.current_time() if _in_trio() else 0.0
@@ -344,7 +356,20 @@ class Filesystem:
                 raise FSError(
                     errno.ENOSPC, f"the journal is full and git does not drain it: {self.git_trouble}"
                 )
+            if not self.is_dirty and self.pending == 0:
+                self._compact()
+                if self.journal.size + size > self.config.journal_max:
+                    raise FSError(errno.ENOSPC, "the journal is full of what unlinked open files hold")
+                return
             await self.released.wait()
+
+    def _compact(self) -> None:
+        """Git has everything; what fills the journal are writes to files without a name."""
+        try:
+            self.journal.compact(self._orphaned_positions())
+        except JournalError as error:
+            raise FSError(error.errno, str(error)) from error
+        self._frozen_at = self.journal.end
 
     # ---- names
 
@@ -559,8 +584,9 @@ class Filesystem:
             return node
         if mode is not None and node.xattrs and acl.ACCESS in node.xattrs:
             entries = acl.with_mode(acl.decode(node.xattrs[acl.ACCESS]), mode)
-            self._record(SetXattr(ino, now, acl.ACCESS, acl.encode(entries)), node)
-        self._record(record, node)
+            self._record_all((SetXattr(ino, now, acl.ACCESS, acl.encode(entries)), record), node)
+        else:
+            self._record(record, node)
         return node
 
     def touch_atime(self, node: Node) -> None:
@@ -598,6 +624,9 @@ class Filesystem:
             raise FSError(errno.ERANGE)
         if len(value) > XATTR_SIZE_MAX:
             raise FSError(errno.E2BIG)
+        names = {*(node.xattrs or ()), name}
+        if sum(map(len, names)) + len(names) > XATTR_LIST_MAX:
+            raise FSError(errno.ENOSPC)
         if name in (acl.ACCESS, acl.DEFAULT):
             self._set_acl(node, name, value)
         else:
@@ -624,9 +653,11 @@ class Filesystem:
             self._set_xattr(node, name, value if entries else None)
             return
         if entries:
+            now = self.now()
             mode = node.mode & 0o7000 | acl.mode_of(entries)
-            self._set_xattr(node, name, None if acl.is_minimal(entries) else value)
-            self.set_attributes(node.ino, mode=mode)
+            kept = None if acl.is_minimal(entries) else value
+            change = SetAttr(node.ino, SET_MODE | SET_CTIME, mode, 0, 0, 0, 0, 0, now)
+            self._record_all((SetXattr(node.ino, now, name, kept), change), node)
         elif node.xattrs and name in node.xattrs:
             self._set_xattr(node, name, None)
 
@@ -656,6 +687,8 @@ class Filesystem:
         if isinstance(node, File):
             if flags & os.O_TRUNC and (node.content.size or node.nlink):
                 self.set_attributes(ino, size=0)
+            elif node.content.is_unreadable:
+                raise FSError(errno.EIO, f"inode {ino}: git does not have its blob, or it is damaged")
             node.writers += writes
         node.opens += 1
         return node
@@ -729,7 +762,7 @@ class Filesystem:
 
     async def entries(self, tree: bytes) -> Sequence[Entry]:
         """The entries of a git tree. Raises FSError."""
-        found: Sequence[Entry] = await self.ask(self._loader.entries, tree)
+        found: Sequence[Entry] = await self.ask(self._loader.entries, tree, operation="list")
         return found
 
     async def size_of(self, mode: int, oid: bytes) -> int:
@@ -776,13 +809,13 @@ class Filesystem:
             yield
 
     def release_journal(self, committed: Committed) -> None:
-        """Drop what git has now; open unlinked files keep what they need."""
-        if not self.config.ro:
-            self.journal.append(committed)
+        """Drop what git has now; open unlinked files keep what they need. Raises JournalError
+        if *committed* cannot be kept; that costs nothing but a longer look at the next start."""
         self.journal.release(committed.position, self._orphaned_positions())
         self.pending = 0
         self.released.set()
         self.released = trio.Event()
+        self.journal.append(committed)
 
     def _orphaned_positions(self) -> Iterable[int]:
         for node in self.tree.nodes.values():

@@ -37,6 +37,12 @@ class _Step(NamedTuple):
     new: Entry | None
 
 
+class _Emptied(NamedTuple):
+    """A directory whose entries were taken away."""
+
+    path: tuple[bytes, ...]
+
+
 class Adoption:
     """One commit that is taken in. `touched` are the names whose kernel caches are stale,
     `notes` tells a person what had to be decided."""
@@ -50,31 +56,34 @@ class Adoption:
 
     async def take(self, change: Change) -> None:
         """Bring one change in. Raises FSError where git or the journal fails."""
-        path, old, new = change.path, change.old, change.new
-        if old is not None and old.mode == DIRECTORY and (new is None or new.mode != DIRECTORY):
-            await self._remove_below(path, old)
-            if new is not None:
-                await self.take(_Step(path, None, new))
-        elif old is not None and new is not None and new.mode == DIRECTORY:
-            await self.take(_Step(path, old, None))
-            await self.take(_Step(path, None, new))
-        else:
-            parent = await self._walk(path[:-1])
-            node = None if parent is None else (await self._fs.children(parent)).get(path[-1])
-            if new is not None and new.mode == DIRECTORY and isinstance(node, Directory):
-                for entry in await self._fs.entries(new.oid):
-                    await self.take(_Step((*path, entry.name), None, entry))
+        # A stack and no recursion: a path may be thousands of levels deep.
+        waiting: list[_Step | _Emptied] = [_Step(change.path, change.old, change.new)]
+        while waiting:
+            step = waiting.pop()
+            if isinstance(step, _Emptied):
+                await self._remove_if_empty(step.path)
             else:
-                await self._take_one(path, old, new)
+                waiting += reversed(await self._expand(step))
 
-    async def _remove_below(self, path: tuple[bytes, ...], old: Entry) -> None:
-        """A directory is gone outside: its files go, and it goes if nothing of ours is left in it."""
-        for entry in await self._fs.entries(old.oid):
-            step = _Step((*path, entry.name), entry, None)
-            if entry.mode == DIRECTORY:
-                await self._remove_below(step.path, entry)
-            else:
-                await self.take(step)
+    async def _expand(self, step: _Step) -> list[_Step | _Emptied]:
+        """Take in one name, or say which steps it consists of."""
+        path, old, new = step
+        if old is not None and old.mode == DIRECTORY and (new is None or new.mode != DIRECTORY):
+            # A directory is gone outside: its files go, and it goes if nothing of ours is left in it.
+            below = await self._fs.entries(old.oid)
+            steps: list[_Step | _Emptied] = [_Step((*path, entry.name), entry, None) for entry in below]
+            steps.append(_Emptied(path))
+            return steps if new is None else [*steps, _Step(path, None, new)]
+        if old is not None and new is not None and new.mode == DIRECTORY:
+            return [_Step(path, old, None), _Step(path, None, new)]
+        parent = await self._walk(path[:-1])
+        node = None if parent is None else (await self._fs.children(parent)).get(path[-1])
+        if new is not None and new.mode == DIRECTORY and isinstance(node, Directory):
+            return [_Step((*path, entry.name), None, entry) for entry in await self._fs.entries(new.oid)]
+        await self._take_one(path, old, new)
+        return []
+
+    async def _remove_if_empty(self, path: tuple[bytes, ...]) -> None:
         parent = await self._walk(path[:-1])
         directory = await self._walk(path)
         if parent is not None and directory is not None and not await self._fs.children(directory):
@@ -88,11 +97,16 @@ class Adoption:
                 return
             parent = await self._make_directories(path[:-1])
         children = await self._fs.children(parent)
-        node = children.get(path[-1])  # from here on there is no await
+        node = children.get(path[-1])
+        if isinstance(node, Directory):
+            await self._fs.children(node)
+            node = children.get(path[-1])
+        # From here on there is no await.
         if _same(node, new):
             return
-        busy = isinstance(node, File) and node.writers > 0
-        if _same(node, old) and not busy:
+        bumped = new is not None and new.mode == GITLINK
+        ours_inside = isinstance(node, Directory) and bool(node.children) and not bumped
+        if _same(node, old) and not ours_inside:
             self._place(parent, path[-1], node, new, size)
             return
         shown = b"/".join(path).decode("utf-8", "replace")
@@ -113,7 +127,8 @@ class Adoption:
             self._record(parent, AdoptEntry(parent.ino, name, 0, NO_OID, 0, 0))
             return
         only_mode = isinstance(node, File) and stat.S_ISREG(new.mode) and node.content.oid == new.oid
-        ino = node.ino if only_mode and node is not None else self._fs.tree.next_ino
+        bumped = isinstance(node, Directory) and new.mode == GITLINK  # what is in it is ours and stays
+        ino = node.ino if node is not None and (only_mode or bumped) else self._fs.tree.next_ino
         self._record(parent, AdoptEntry(parent.ino, name, new.mode, new.oid, size, ino))
 
     def _record(self, parent: Directory, entry: AdoptEntry) -> None:

@@ -7,6 +7,7 @@ into an unlinked file beside the journal, so that size costs no memory.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -95,9 +96,12 @@ class Contents:
 
     async def read(self, content: Content, offset: int, length: int) -> bytes:
         """The stretch as it was when this was called; shorter only at the end of the file."""
+        started = time.perf_counter_ns()
         pieces = list(content.pieces(offset, length))
         if len(pieces) == 1 and pieces[0].extent is not None:
-            return self._extent(pieces[0])
+            data = self._extent(pieces[0])
+            self._metrics.observe("memory", "get", time.perf_counter_ns() - started)
+            return data
         base_size = content.base_size
         # Extents are read before the first await: a commit may drop their segments later.
         parts = [b"" if piece.extent is None else self._extent(piece) for piece in pieces]

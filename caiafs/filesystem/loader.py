@@ -14,7 +14,14 @@ from typing import NamedTuple, Protocol
 
 from ..errors import ObjectCorrupt
 from ..records import BadRecord
-from ..records.side import Meta, SideRecord, decode_meta, decode_records, parse_side_message
+from ..records.side import (
+    Meta,
+    SideRecord,
+    decode_meta,
+    decode_records,
+    parse_side_message,
+    unquote_name,
+)
 from ..tree import GITLINK, Loaded, mode_of
 
 HASHED_INO = 1 << 60
@@ -143,7 +150,7 @@ class Loader:
         if oid is None:
             return records, sides, contents
         for entry in self._store.tree(oid):
-            kind, name = entry.name[:1], entry.name[1:]
+            kind, name = entry.name[:1], unquote_name(entry.name[1:])
             if kind == b"@":
                 try:
                     bucket = decode_records(self._store.blob(entry.oid))

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import logging
 import os
+import pwd
 import signal
 import socket
 import time
@@ -27,7 +28,15 @@ from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
 from ..committer.worker import Place
 from ..config import Config
-from ..errors import BranchLocked, CaiafsError, MountError, ObjectCorrupt, RepositoryMissing, StoreError
+from ..errors import (
+    BranchLocked,
+    CaiafsError,
+    MountError,
+    ObjectCorrupt,
+    RepositoryMissing,
+    StoreError,
+    UsageError,
+)
 from ..filesystem import Filesystem
 from ..filesystem.loader import Loader, SideState, read_side
 from ..journal import Journal
@@ -55,7 +64,13 @@ def run(config: Config, ready: Callable[[], None]) -> int:
 
     Returns the exit code. Raises CaiafsError, with nothing mounted, if the mount cannot start.
     """
-    store = _open_store(config)
+    preflight.check(config)
+    try:
+        store = _open_store(config)
+    except StoreError as error:
+        if error.exit_code == MountError.exit_code:
+            raise
+        raise MountError(str(error)) from error
     with contextlib.closing(store):
         branch = _choose_branch(config, store)
         preflight.check(config, store.git_dir)
@@ -124,7 +139,7 @@ class Mount:
         self.ref = b"refs/heads/" + branch
         self.metrics = Metrics({"version": __version__, "pyfuse3": pyfuse3.__version__})
         self.memory = MemoryTier(config.memory)
-        self.journal = Journal(state_dir)
+        self.journal = Journal(state_dir, read_only=config.ro)
         self.tree = Tree(storable_entry, self.memory)
         uid, gid = os.getuid(), os.getgid()
         self.fs = Filesystem(
@@ -140,7 +155,13 @@ class Mount:
         place = Place(store.git_dir, state_dir, self.ref, side_ref(branch), self.journal.id, watch=True)
         self.worker = WorkerProcess(place, self._tip_seen, lock_fds)
         self.committer = Committer(
-            self.fs, self.worker, config, self.metrics, identity(config, store), self._invalidate
+            self.fs,
+            self.worker,
+            config,
+            self.metrics,
+            identity(config, store),
+            self._invalidate,
+            self._flush_kernel,
         )
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
@@ -165,7 +186,9 @@ class Mount:
         commit = store.commit(head) if head is not None else None
         epoch = commit.time * 10**9 if commit is not None else time.time_ns()
         self.fs.attach(commit.tree if commit is not None else None, epoch, side, uid, gid)
-        position = side.position if side is not None and side.journal == self.journal.id else 0
+        position = (
+            side.position if side is not None and side.journal == self.journal.id else self.journal.begin
+        )
         last = self.fs.replay(position)
         landed = None if side is not None else tip
         if last is not None and last.commit == (head or NO_OID):
@@ -208,8 +231,9 @@ class Mount:
             try:
                 await self._serve_mounted(started, ready)
             finally:
-                pyfuse3.close(unmount=self._mounted)
                 self._mounted = False
+                pyfuse3.close(unmount=True)  # libfuse leaves it be where the kernel has let go already
+                notify(b"STOPPING=1")
                 with trio.CancelScope(shield=True):
                     await self._drain()
                 background.cancel_scope.cancel()
@@ -222,7 +246,6 @@ class Mount:
             nursery.start_soon(self._announce, started, ready)
             nursery.start_soon(self._obey_signals)
             await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
-            self._mounted = False  # the kernel has let go already
             nursery.cancel_scope.cancel()
 
     async def _reconcile(self) -> None:
@@ -315,8 +338,13 @@ class Mount:
 
     async def _flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""
-        if self._mounted:
+        if not self._mounted:
+            return
+        try:
             await trio.to_thread.run_sync(_syncfs, self.config.mountpoint)
+        except OSError as error:
+            # Also raised for a write-back that failed earlier, whose program was told then.
+            log.warning("the kernel could not hand over everything it holds: %s", error)
 
     async def _listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         handlers = {
@@ -330,8 +358,7 @@ class Mount:
     async def _do_commit(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
         self._refuse_read_only()
         await self._flush_kernel()
-        message = arguments.get("message")
-        outcome = await self.committer.commit(str(message) if message else None)
+        outcome = await self.committer.commit(_message(arguments.get("message")))
         return {"commit": outcome.commit.hex() if outcome.commit else None, "changes": outcome.changes}
 
     async def _do_sync(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
@@ -353,6 +380,16 @@ class Mount:
             raise StoreError(f"{self.config.mountpoint} is mounted read-only: there is nothing to commit")
 
 
+def _message(given: object) -> str | None:
+    """A commit message somebody asked for; None if there is nothing in it."""
+    if given is None:
+        return None
+    text = str(given)
+    if "\0" in text or any(0xD800 <= ord(character) < 0xE000 for character in text):
+        raise UsageError("the message must be valid text, without NUL bytes")
+    return text if text.strip() else None
+
+
 def identity(config: Config, store: Store) -> bytes:
     """Who commits: `author`, else git's own user.name and user.email, else user@host."""
     if config.author:
@@ -360,7 +397,10 @@ def identity(config: Config, store: Store) -> bytes:
     configured = store.configured_identity()
     if configured is not None:
         return configured
-    name = os.environ.get("USER") or os.environ.get("LOGNAME") or str(os.getuid())
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
     return f"{name} <{name}@{socket.gethostname()}>".encode("utf-8", "surrogateescape")
 
 

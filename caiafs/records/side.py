@@ -12,7 +12,8 @@ and in the side tree of a directory
     =NAME              tree   the side tree of the subdirectory NAME
     ~NAME              blob   content of an entry that the user's tree cannot hold
 
-Names are prefixed so that none is refused by git (`.git` becomes `=.git`).
+Names are prefixed so that none is refused by git (`.git` becomes `=.git`), and a backslash,
+behind which git looks for a second name, is written %5C (so % is %25).
 A record applies only while its entry still has the git mode and object that the
 record names. Weighed and not chosen: one file of records a repository (a change
 rewrites it whole), git notes (one blob an object, lost among equal blobs).
@@ -29,7 +30,7 @@ from . import NO_OID, BadRecord
 
 FORMAT = 1
 _HEAD = Struct("<BHI")
-_FIXED = Struct("<QIIIIQqqqQIBI20sq")
+_FIXED = Struct("<QIIIIQqqqQIHI20sq")
 _XATTR = Struct("<HI")
 _META = Struct("<BQqI")
 _LINK = Struct("<QHI")
@@ -72,6 +73,16 @@ class Meta(NamedTuple):
     next_ino: int
     epoch: int
     links: tuple[tuple[int, bytes], ...] = ()
+
+
+def quote_name(name: bytes) -> bytes:
+    """A name as it stands behind `=` or `~`."""
+    return name.replace(b"%", b"%25").replace(b"\\", b"%5C")
+
+
+def unquote_name(quoted: bytes) -> bytes:
+    """What `quote_name` was given."""
+    return quoted.replace(b"%5C", b"\\").replace(b"%25", b"%")
 
 
 def encode_record(r: SideRecord) -> bytes:
@@ -239,6 +250,9 @@ def parse_side_message(message: bytes) -> tuple[bytes | None, bytes, int]:
     try:
         commit = bytes.fromhex(trailers[b"Caiafs-Commit"].decode())
         journal, position = trailers[b"Caiafs-Journal"].decode().split()
-        return None if commit == NO_OID else commit, bytes.fromhex(journal), int(position)
+        found = None if commit == NO_OID else commit, bytes.fromhex(journal), int(position)
     except (KeyError, ValueError) as error:
         raise BadRecord(f"not the message of a metadata commit: {error!r}") from error
+    if len(commit) != 20 or len(found[1]) != 16 or found[2] < 0:
+        raise BadRecord("the message of a metadata commit names no commit, journal or position")
+    return found

@@ -355,11 +355,14 @@ class Tree:
 
     def _rebuild(self, directory: Directory) -> None:
         """Everything below moved between the user's tree and the side tree: write it all again."""
-        assert directory.children is not None
-        for name, child in directory.children.items():
-            self._mark(directory, name)
-            if isinstance(child, Directory):
-                self._rebuild(child)
+        waiting = [directory]
+        while waiting:
+            step = waiting.pop()
+            assert step.children is not None
+            for name, child in step.children.items():
+                self._mark(step, name)
+                if isinstance(child, Directory):
+                    waiting.append(child)
 
     def _write(self, r: records.Write, position: int) -> None:
         node = self.nodes[r.ino]
@@ -419,8 +422,13 @@ class Tree:
             assert parent.children is not None
             old = parent.children.get(entry.name)
             if old is not None and entry.mode and entry.ino == old.ino:
-                self._mark_node(old)  # only its executable bits differ
-                old.mode = old.mode | (old.mode & 0o444) >> 2 if entry.mode & 0o100 else old.mode & ~0o111
+                self._mark_node(old)
+                if isinstance(old, Directory):
+                    old.gitlink = entry.oid  # the submodule's commit
+                elif entry.mode & 0o100:
+                    old.mode |= (old.mode & 0o444) >> 2
+                else:
+                    old.mode &= ~0o111
                 old.ctime = r.time
                 old.modified = position
                 continue
@@ -517,16 +525,17 @@ class Tree:
             if isinstance(node, Directory):
                 node.tree_oid, node.side_oid = tree_oid, side_oid
                 node.frozen = None
+        seen: set[int] = set()
         for state in batch.directories.values():
             for entry in state.entries.values():
-                if entry is None or entry.ino not in settled.contents:
+                if entry is None or entry.ino not in settled.contents or entry.ino in seen:
                     continue
+                seen.add(entry.ino)
                 node = self.nodes.get(entry.ino)
                 oid = settled.contents[entry.ino]
                 if isinstance(node, File) and entry.content is not None:
-                    if node.content.base != oid or node.content.extents:
-                        done = node.content.settle(oid, entry.content.size, batch.position, self._ledger)
-                        yield node, oid, done
+                    done = node.content.settle(oid, entry.content.size, batch.position, self._ledger)
+                    yield node, oid, done
                 elif isinstance(node, Symlink):
                     node.oid = oid
         for state in batch.directories.values():

@@ -77,16 +77,18 @@ class Content:
     __slots__ = ("base", "base_limit", "base_size", "extents", "low_water", "size")
 
     def __init__(self, size: int = 0, base: bytes | None = None) -> None:
-        self.size = size
+        self.size = max(size, 0)
         self.base = base
         self.base_size = size if base is not None else 0
-        self.base_limit = self.base_size
+        self.base_limit = max(self.base_size, 0)
         self.extents: list[Extent] = []
         self.low_water = size  # the smallest size since the last capture
 
     @property
     def oid(self) -> bytes | None:
         """The blob that holds exactly this content, if git has one."""
+        if self.is_unreadable:
+            return self.base
         if (
             self.extents
             or self.base is None
@@ -95,6 +97,11 @@ class Content:
         ):
             return None
         return self.base
+
+    @property
+    def is_unreadable(self) -> bool:
+        """True if git cannot even tell how long the blob is."""
+        return self.base_size < 0
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """The stretch from *offset*, cut at the file's end, in order and without gaps."""
@@ -144,6 +151,8 @@ class Content:
 
     def resize(self, size: int, ledger: Ledger) -> None:
         """Cut at *size*, or extend with zeros up to it."""
+        if self.is_unreadable:
+            self.base, self.base_size = None, 0
         if size < self.size:
             extents = self.extents
             index = bisect_right(extents, size, key=_extent_end)

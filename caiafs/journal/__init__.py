@@ -1,0 +1,339 @@
+"""The journal: changes git does not have yet, in order, and the bytes that memory let go of.
+
+Appended and synced by filesystem.py, read by the commit worker and check.py too.
+One task appends; sync() may run in a thread beside it. A record is acknowledged
+once append() returned: it is then with the kernel and survives the process. After
+sync() returned, everything appended before it was called survives power loss.
+A torn last record is the normal end of a journal after a crash; bytes that do not
+read back although they were synced are damage, and raise.
+
+Positions count bytes since the journal began, over all segments, and are never used
+twice. segment.py says what a segment's file looks like, recovery.py how the journal is
+read back; the disk is an argument, so that crash tests can bring one that forgets.
+
+Weighed and not chosen: one ring file (a segment can be unlinked while an unlinked file
+still needs it; a ring cannot), SQLite (ten times the cost a record).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+from ..errors import JournalDamaged, JournalError
+from ..records import WRITE_DATA, Record, Synced, Write, encode
+from .disk import Disk, RealDisk
+from .reader import Reader
+from .recovery import Recovery
+from .segment import HEADER_SIZE, MAGIC, Header, Segment, decode_header, encode_header, name_of, start_in_name
+
+__all__ = ["HEADER_SIZE", "MAGIC", "Disk", "Journal", "Reader", "RealDisk", "Segment"]
+
+SEGMENT_SIZE = 64 * 1024 * 1024
+
+
+class Journal:
+    """The segments of one directory, the newest of which is appended to.
+
+    A *read_only* journal is replayed as it is; nothing in the directory is changed.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        disk: Disk | None = None,
+        segment_size: int = SEGMENT_SIZE,
+        read_only: bool = False,
+    ) -> None:
+        """Open what is there, or begin anew. Raises JournalDamaged for segments of another journal,
+        JournalError if the directory cannot be read or written."""
+        self.directory = directory
+        self.read_only = read_only
+        self.id = b""
+        self._disk: Disk = disk if disk is not None else RealDisk()
+        self._segment_size = segment_size
+        self._segments: list[Segment] = []
+        self._starts: list[int] = []
+        self._kept: list[Segment] = []
+        self._directory_synced = True
+        self._open: Segment | None = None
+        self._sync_lock = threading.Lock()
+        self._syncing = False
+        self._retired: list[int] = []
+        self._end = 0
+        self._base = 0
+        self._noted = 0  # the last durable position that a Synced record speaks of
+        self.durable = 0
+        self.set_aside: list[str] = []
+        self.failure: OSError | None = None
+        self.appended = 0
+        try:
+            self._find_segments()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> JournalError:
+        self.failure = error
+        return JournalError(f"{self.directory}: {error.strerror or error}", error.errno or errno.EIO)
+
+    # ---- opening and recovery
+
+    def _find_segments(self) -> None:
+        starts = map(start_in_name, self._disk.list(self.directory))
+        for start in sorted(start for start in starts if start is not None):
+            path = os.path.join(self.directory, name_of(start))
+            fd = self._disk.open(path, create=False)
+            header = decode_header(self._disk.pread(fd, HEADER_SIZE, 0))
+            if header is not None and header.start != start:
+                header = None
+            if header is not None and self.id and header.journal != self.id:
+                raise JournalDamaged(f"{path}: belongs to another journal; move it away, then mount again")
+            if header is not None:
+                self.id = header.journal
+                self._base = max(self._base, header.base)
+            self._segments.append(Segment(path, fd, start, start + self._disk.size(fd), header))
+        for segment, following in pairwise(self._segments):
+            # A write that failed and could not be cut off left torn bytes where the next one began.
+            segment.end = min(segment.end, following.start)
+        if not self.id:
+            self.id = os.urandom(16)
+        self._reckon()
+
+    def _reckon(self) -> None:
+        self._starts = [segment.start for segment in self._segments]
+        if self._segments:
+            self._end = max(self._end, self._segments[-1].end)
+
+    def replay(self, position: int) -> Iterator[tuple[Record, int]]:
+        """Every record that git does not have, each with the position that apply() wants.
+
+        Git has all before *position*, or more if the journal itself says so; segments that end
+        there are only waiting to be dropped. The journal ends where a record is torn; the rest is
+        cut off (`set_aside` names the files that keep it, if there was more than the torn record).
+        Raises JournalDamaged where bytes that were synced do not read back. New records get
+        positions from here on that were never used before.
+        """
+        position = max(position, self._base)
+        used = max([position, *(segment.end for segment in self._segments)])
+        recovery = Recovery(self._disk, self.directory, self._segments, position, self.read_only)
+        yield from recovery.records()
+        self._segments = recovery.segments
+        self.set_aside += recovery.set_aside
+        self._directory_synced = self._directory_synced and not recovery.changed
+        self._base = position
+        self._end = used
+        self._reckon()
+
+    # ---- appending
+
+    @property
+    def begin(self) -> int:
+        """The position of the first byte that is there."""
+        return self._segments[0].start if self._segments else self._end
+
+    @property
+    def end(self) -> int:
+        """The position after the last record."""
+        return self._end
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, those kept for unlinked files among them."""
+        named = self._end - self._segments[0].start if self._segments else 0
+        return named + sum(segment.end - segment.start for segment in self._kept)
+
+    def append(self, record: Record) -> int:
+        """Keep *record*; returns the position that apply() wants. Raises JournalError, with nothing kept."""
+        return self.append_all((record,))[0]
+
+    def append_all(self, batch: Sequence[Record]) -> list[int]:
+        """Keep several records at once, all or none; returns their positions."""
+        buffers: list[bytes] = []
+        places = []
+        size = 0
+        durable = self.durable
+        if durable > self._noted:
+            buffers = encode(Synced(durable))
+            size = sum(map(len, buffers))
+        for record in batch:
+            frame = encode(record)
+            places.append(size + (WRITE_DATA if type(record) is Write else 0))
+            for piece in frame:
+                size += len(piece)
+            buffers += frame
+        try:
+            segment = self._open
+            if segment is None or segment.end - segment.start >= self._segment_size:
+                segment = self._begin_segment()
+            self._write(segment, buffers, size)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.failure = None
+        self.appended += len(batch)
+        self._noted = durable
+        begin = segment.end
+        segment.end += size
+        self._end = segment.end
+        return [begin + place for place in places]
+
+    def _write(self, segment: Segment, buffers: list[bytes], size: int) -> None:
+        try:
+            written = self._disk.writev(segment.fd, buffers)
+            while written < size:
+                rest = b"".join(buffers)[written:]
+                more = self._disk.writev(segment.fd, [rest])
+                if more <= 0:
+                    raise OSError(errno.EIO, "the disk takes no more bytes")
+                written += more
+        except OSError:
+            self._open = None  # a torn record ends this segment, should it not be possible to cut it off
+            self._disk.truncate(segment.fd, segment.end - segment.start)
+            self._open = segment
+            raise
+
+    def _begin_segment(self) -> Segment:
+        start = self._end
+        path = os.path.join(self.directory, name_of(start))
+        header = Header(self.id, start, self._base)
+        raw = encode_header(header)
+        fd = self._disk.open(path, create=True)
+        try:
+            if self._disk.writev(fd, [raw]) != len(raw):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._disk.close(fd)
+            self._disk.unlink(path)
+            raise
+        self._directory_synced = False
+        segment = Segment(path, fd, start, start + len(raw), header)
+        self._segments.append(segment)
+        self._starts.append(start)
+        self._open = segment
+        self._end = segment.end
+        return segment
+
+    def seal(self) -> int:
+        """What comes next goes into a new segment; returns the position where it begins."""
+        self._open = None
+        return self._end
+
+    def sync(self) -> int:
+        """Put on disk all that was appended before this call; returns up to which position.
+
+        May be called from a thread. Raises JournalError. A segment whose sync failed once is not
+        believed again: the kernel may have dropped its pages; git must take its records first.
+        """
+        with self._sync_lock:
+            self._syncing = True
+            try:
+                target = self._end
+                for segment in list(self._segments):
+                    if segment.doomed:
+                        raise OSError(errno.EIO, f"{segment.path} could not be synced before")
+                    reached = segment.end
+                    if segment.synced < reached:
+                        self._sync_segment(segment, reached)
+                if not self._directory_synced:
+                    self._directory_synced = True
+                    try:
+                        self._disk.sync_directory(self.directory)
+                    except OSError:
+                        self._directory_synced = False
+                        raise
+            except OSError as error:
+                raise self._failed(error) from error
+            finally:
+                self._syncing = False
+                while self._retired:
+                    self._disk.close(self._retired.pop())
+            self.durable = max(self.durable, target)
+            return target
+
+    def _sync_segment(self, segment: Segment, reached: int) -> None:
+        try:
+            self._disk.sync(segment.fd)
+        except OSError:
+            segment.doomed = True
+            raise
+        segment.synced = reached
+
+    # ---- reading and releasing
+
+    def read(self, position: int, length: int) -> bytes:
+        """*length* bytes at *position*. Raises JournalDamaged if they are not there any more."""
+        segment = self._segment_at(position)
+        data = self._disk.pread(segment.fd, length, position - segment.start)
+        if len(data) != length:
+            raise JournalDamaged(f"{segment.path}: ends {length - len(data)} bytes too early")
+        return data
+
+    def _segment_at(self, position: int) -> Segment:
+        index = bisect_right(self._starts, position) - 1
+        if index >= 0 and position < self._segments[index].end:
+            return self._segments[index]
+        for segment in self._kept:
+            if segment.start <= position < segment.end:
+                return segment
+        raise JournalDamaged(f"{self.directory}: position {position} is not in the journal any more")
+
+    def release(self, position: int, needed: Iterable[int] = ()) -> None:
+        """Git has all before *position*: drop the segments that end there.
+
+        Segments with *needed* positions (unlinked files that are still open) lose their
+        name but stay readable until a later release finds them not needed. A segment that
+        cannot be unlinked is left to the next recovery, which knows that git has it.
+        """
+        wanted = sorted(needed)
+        self._base = max(self._base, position)
+        gone = [
+            segment for segment in self._segments if segment.end <= position and segment is not self._open
+        ]
+        self._segments = [segment for segment in self._segments if segment not in gone]
+        self._starts = [segment.start for segment in self._segments]
+        for segment in gone:
+            try:
+                self._disk.unlink(segment.path)
+            except OSError as error:
+                self.failure = error
+        kept = []
+        for segment in (*self._kept, *gone):
+            index = bisect_left(wanted, segment.start)
+            if index < len(wanted) and wanted[index] < segment.end:
+                kept.append(segment)
+            elif self._syncing:
+                self._retired.append(segment.fd)  # sync() has it in its hands, in another thread
+            else:
+                self._disk.close(segment.fd)
+        self._kept = kept
+
+    def compact(self, needed: Iterable[int]) -> None:
+        """Nothing waits for git: drop all segments but those with *needed* positions. Raises JournalError."""
+        self._base = self.seal()
+        try:
+            self._begin_segment()  # whose header says that git has all before it
+        except OSError as error:
+            raise self._failed(error) from error
+        self.release(self._base, needed)
+
+    def close(self) -> None:
+        """Close all files. What was appended stays."""
+        for segment in (*self._segments, *self._kept):
+            self._disk.close(segment.fd)
+        self._segments = []
+        self._kept = []
+        self._open = None
+
+    def statistics(self) -> dict[str, int]:
+        """Figures in bytes and positions."""
+        return {
+            "bytes": self.size,
+            "segments": len(self._segments),
+            "kept_segments": len(self._kept),
+            "end_position": self.end,
+            "durable_position": self.durable,
+            "records_appended": self.appended,
+        }

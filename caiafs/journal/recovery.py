@@ -1,0 +1,157 @@
+"""Reading a journal back after any end: clean, killed, or without power.
+
+Used by the journal when it is opened. What was synced and does not read back is damage
+and raises, and nothing is changed then. Otherwise the journal ends at the first bytes
+that are not a whole record: what follows was never promised to survive. Only one torn
+record is the normal end; if there is more, it is set aside and not thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ..errors import JournalDamaged
+from ..records import (
+    FRAME,
+    FRAME_SIZE,
+    MAX_BODY,
+    WRITE_DATA,
+    BadRecord,
+    Record,
+    Synced,
+    Write,
+    decode,
+    encode,
+)
+from .disk import Disk
+from .segment import HEADER_SIZE, Segment
+
+ADVICE = "run `caiafs check` on the repository"
+
+
+class Recovery:
+    """One reading of the *segments* from *position* on; `segments` are those that remain."""
+
+    def __init__(
+        self, disk: Disk, directory: str, segments: list[Segment], position: int, read_only: bool
+    ) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._position = position
+        self._read_only = read_only
+        self.segments = list(segments)
+        self.set_aside: list[str] = []
+        self.changed = False
+
+    def records(self) -> Iterator[tuple[Record, int]]:
+        """Every record, with the position that apply() wants. Raises JournalDamaged."""
+        self._drop_released()
+        synced = 0
+        expected = self._position
+        for index, segment in enumerate(list(self.segments)):
+            if segment.start > expected or segment.header is None:
+                what = "the header is damaged" if segment.header is None else "bytes are missing before it"
+                self._end_at(index, expected, max(synced, self._vouched(index)), f"{segment.path}: {what}")
+                return
+            data = memoryview(self._disk.pread(segment.fd, segment.end - segment.start, 0))
+            at = HEADER_SIZE
+            while at < len(data):
+                try:
+                    record, following = decode(data, at)
+                except BadRecord as error:
+                    synced = max(synced, self._vouched(index))
+                    self._end_at(index, segment.start + at, synced, f"{segment.path}: {error} at byte {at}")
+                    return
+                if type(record) is Synced:
+                    synced = max(synced, record.position)
+                elif segment.start + at >= self._position:
+                    yield record, segment.start + at + (WRITE_DATA if type(record) is Write else 0)
+                at = following
+            expected = segment.end
+
+    def _drop_released(self) -> None:
+        """Segments that git has: their unlinking was not on disk yet when the power went."""
+        while self.segments and self.segments[0].end <= self._position:
+            segment = self.segments.pop(0)
+            self._disk.close(segment.fd)
+            if not self._read_only:
+                self._disk.unlink(segment.path)
+                self.changed = True
+
+    def _vouched(self, index: int) -> int:
+        """The highest synced position that any record from segment *index* on speaks of."""
+        highest = 0
+        pattern = encode(Synced(0))[0][:4]
+        for segment in self.segments[index:]:
+            data = self._disk.pread(segment.fd, segment.end - segment.start, 0)
+            at = data.find(pattern)
+            while at >= 0:
+                try:
+                    record, _ = decode(memoryview(data), at)
+                except BadRecord:
+                    record = None
+                if type(record) is Synced:
+                    highest = max(highest, record.position)
+                at = data.find(pattern, at + 1)
+        return highest
+
+    def _end_at(self, index: int, position: int, synced: int, what: str) -> None:
+        """The journal ends at *position*, in segment *index* or before it."""
+        if position < synced:
+            raise JournalDamaged(
+                f"{what}; {synced - position} bytes that were on disk are affected; {ADVICE}"
+            )
+        segment = self.segments[index]
+        aside = index
+        if segment.header is not None and position > segment.start:
+            aside = index + 1
+            self._cut(segment, position)
+        for later in self.segments[aside:]:
+            self._put_away(later)
+        del self.segments[aside:]
+
+    def _cut(self, segment: Segment, position: int) -> None:
+        rest = self._disk.pread(segment.fd, segment.end - position, position - segment.start)
+        segment.end = position
+        if self._read_only:
+            return
+        self.changed = True
+        if not _is_torn_record(rest):
+            path = self._free_name(os.path.join(self._directory, f"{position:016x}.cut"))
+            fd = self._disk.open(path, create=True)
+            while rest:
+                rest = rest[self._disk.writev(fd, [rest]) :]
+            self._disk.sync(fd)
+            self._disk.close(fd)
+            self.set_aside.append(path)
+        self._disk.truncate(segment.fd, position - segment.start)
+        self._disk.sync(segment.fd)
+
+    def _put_away(self, segment: Segment) -> None:
+        size = segment.end - segment.start
+        empty = size <= HEADER_SIZE or not any(self._disk.pread(segment.fd, size, 0))
+        self._disk.close(segment.fd)
+        if self._read_only:
+            return
+        self.changed = True
+        if empty:
+            self._disk.unlink(segment.path)  # the crash came while it was begun
+            return
+        path = self._free_name(segment.path + ".cut")
+        self._disk.rename(segment.path, path)
+        self.set_aside.append(path)
+
+    def _free_name(self, path: str) -> str:
+        taken = set(self._disk.list(self._directory))
+        while os.path.basename(path) in taken:
+            path += "_"
+        return path
+
+
+def _is_torn_record(rest: bytes) -> bool:
+    """True if *rest* is no more than the beginning of one record, or nothing but zeros."""
+    if len(rest) < FRAME_SIZE or not any(rest):
+        return True
+    length, _, _ = FRAME.unpack_from(rest)
+    return bool(1 <= length <= MAX_BODY and FRAME_SIZE - 1 + length >= len(rest))
