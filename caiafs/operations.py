@@ -361,7 +361,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         node = self._handles[fh].node
         assert isinstance(node, File)
-        return await self._fs.write(node, off, buf)
+        return await self._fs.write(node, off, buf, stamp=False)
 
     @_handler
     async def flush(self, fh: int) -> None:

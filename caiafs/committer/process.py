@@ -144,7 +144,9 @@ class WorkerProcess:
         with theirs:
             self._process = subprocess.Popen(  # noqa: ASYNC220
                 [sys.executable, "-c", _START, str(os.getpid())],
-                stdin=theirs.fileno(), stdout=theirs.fileno(), pass_fds=self._inherit, cwd="/",
+                stdin=theirs.fileno(), stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,  # ours is a terminal until the mount serves
+                pass_fds=self._inherit, cwd="/",
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             )  # fmt: skip
         self.starts += 1
@@ -175,6 +177,8 @@ class WorkerProcess:
                     del buffer[: FRAME.size + size]
                     if kind in ("tip", "ready"):
                         self._on_tip(rest[0])
+                    elif kind == "log":
+                        log.error("the commit worker says: %s", rest[0])
                     else:
                         await answers.send((kind, *rest))
 

@@ -123,7 +123,7 @@ class Worker:
                 self._send("failed", str(error), isinstance(error, RefLocked))
             except Exception as error:  # a bug: it costs this try, and is told, not only a dead worker
                 self._directories = {}
-                traceback.print_exc()
+                self._send("log", traceback.format_exc())
                 self._send("failed", f"unexpected error in the commit worker: {error!r}", False)
             else:
                 if name != "directories":

@@ -706,11 +706,16 @@ class Filesystem:
         self.touch_atime(node)
         return data
 
-    async def write(self, node: File, offset: int, data: bytes) -> int:
-        """*data* at *offset*; returns how much was written: all of it."""
+    async def write(self, node: File, offset: int, data: bytes, stamp: bool = True) -> int:
+        """*data* at *offset*; returns how much was written: all of it.
+
+        Without *stamp* the times stay: a kernel with a write-back cache stamps files itself, when
+        they are written and not when it hands the bytes over, and sends the times separately.
+        """
         await self._room(len(data))
         if offset + len(data) > 2**63 - 1:
             raise FSError(errno.EFBIG)
+        now = self.now() if stamp else 0
         if node.nlink == 0:
             # No one will look for it after a crash, but the journal is where memory evicts to.
             self._writable()
@@ -718,9 +723,9 @@ class Filesystem:
                 position = self.journal.append(Write(0, offset, 0, data))
             except JournalError as error:
                 raise FSError(error.errno, str(error)) from error
-            self.tree.apply(Write(node.ino, offset, self.now(), data), position)
+            self.tree.apply(Write(node.ino, offset, now, data), position)
         else:
-            self._record(Write(node.ino, offset, self.now(), data), node)
+            self._record(Write(node.ino, offset, now, data), node)
         return len(data)
 
     async def sync(self) -> int:

@@ -81,7 +81,9 @@ class Rename(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Bytes at an offset of a regular file; the file grows when they end beyond it."""
+    """Bytes at an offset of a regular file; the file grows when they end beyond it.
+
+    *time* 0 leaves the file's times: the kernel's cache keeps them, and sends its own."""
 
     ino: int
     offset: int

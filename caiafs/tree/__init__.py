@@ -370,7 +370,8 @@ class Tree:
         self._mark_node(node)
         data = r.data if type(r.data) is bytes else None
         node.content.write(Extent(r.offset, len(r.data), position, data), self._ledger)
-        node.mtime = node.ctime = r.time
+        if r.time:
+            node.mtime = node.ctime = r.time
         node.modified = position
 
     def _setattr(self, r: records.SetAttr, position: int) -> None:
