@@ -694,8 +694,11 @@ class Filesystem:
         return node
 
     def release(self, node: Node, flags: int) -> None:
-        """The end of what `open` began."""
+        """The end of what `open` began. Who opened a file to read it has read it, as far as its access
+        time goes: what the kernel's cache answered was never asked of us."""
         node.opens -= 1
+        if isinstance(node, File) and flags & os.O_ACCMODE == os.O_RDONLY:
+            self.touch_atime(node)
         if isinstance(node, File) and flags & os.O_ACCMODE != os.O_RDONLY:
             node.writers -= 1
         self.tree.reap(node)
