@@ -136,17 +136,17 @@ class Machine(RuleBasedStateMachine):
     def remove_directory(self, path: tuple[str, ...]) -> None:
         self.both(lambda root: os.rmdir(root.joinpath(*path)))
 
-    @rule(source=paths, target=paths, flags=st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE)))
-    def rename(self, source: tuple[str, ...], target: tuple[str, ...], flags: int) -> None:
-        self.both(lambda root: renameat2(root.joinpath(*source), root.joinpath(*target), flags))
+    @rule(source=paths, new=paths, flags=st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE)))
+    def rename(self, source: tuple[str, ...], new: tuple[str, ...], flags: int) -> None:
+        self.both(lambda root: renameat2(root.joinpath(*source), root.joinpath(*new), flags))
 
-    @rule(source=paths, target=paths)
-    def link(self, source: tuple[str, ...], target: tuple[str, ...]) -> None:
-        self.both(lambda root: os.link(root.joinpath(*source), root.joinpath(*target), follow_symlinks=False))
+    @rule(source=paths, new=paths)
+    def link(self, source: tuple[str, ...], new: tuple[str, ...]) -> None:
+        self.both(lambda root: os.link(root.joinpath(*source), root.joinpath(*new), follow_symlinks=False))
 
-    @rule(path=paths, target=st.sampled_from(("a", "../b", "nowhere", "c/a", "." * 300)))
-    def symlink(self, path: tuple[str, ...], target: str) -> None:
-        self.both(lambda root: os.symlink(target, root.joinpath(*path)))
+    @rule(path=paths, goal=st.sampled_from(("a", "../b", "nowhere", "c/a", "." * 300)))
+    def symlink(self, path: tuple[str, ...], goal: str) -> None:
+        self.both(lambda root: os.symlink(goal, root.joinpath(*path)))
 
     @rule(path=paths)
     def listdir(self, path: tuple[str, ...]) -> None:
@@ -275,23 +275,16 @@ class Machine(RuleBasedStateMachine):
         while self.handles:
             self.close(0)
 
-    # What only the mount notices
-
-    @rule()
-    def commit(self) -> None:
-        self.sides.mount.commit()
-
-    @rule()
-    def remount(self) -> None:
+    @rule(how=st.sampled_from(("commit", "remount", "kill")))
+    def what_only_the_mount_notices(self, how: str) -> None:
+        mount = self.sides.mount
+        if how == "commit":
+            mount.commit()
+            return
         self.close_all()
-        self.sides.mount.remount()
-        self.compare()
-
-    @rule()
-    def kill(self) -> None:
-        self.close_all()
-        self.sides.mount.kill()
-        self.sides.mount.start()
+        if how == "kill":
+            mount.kill()
+        mount.remount()
         self.compare()
 
     @rule()
@@ -374,7 +367,7 @@ def test_random_operations_agree_with_a_plain_directory(sides: Sides) -> None:
         Machine,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=60,
+            stateful_step_count=80,
             deadline=None,
             derandomize="CAIAFS_MODEL_EXAMPLES" not in os.environ,
             database=None,
