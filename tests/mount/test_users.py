@@ -29,7 +29,8 @@ def as_nobody() -> list[str]:
     Where this Python lies behind a directory that only root may search, the user gets the one
     capability that lets it read there. fusermount3, being set-uid, does not inherit it.
     """
-    if run(*NOBODY, sys.executable, "-c", "pass", status=None, cwd="/").returncode == 0:
+    again = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'pass'], check=True)"
+    if run(*NOBODY, sys.executable, "-c", again, status=None, cwd="/").returncode == 0:
         return NOBODY
     return [*NOBODY, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 

@@ -25,7 +25,7 @@ def populate(root: Path) -> None:
     (root / "closed").chmod(0o1750)
     for number in range(300):
         (root / "many" / f"file{number:03}").write_bytes(b"%d" % number)
-    for name in (
+    for odd in (
         b"new\nline",
         b"\xff\xfe",
         b" ",
@@ -35,7 +35,7 @@ def populate(root: Path) -> None:
         b"-rf",
         b"tab\t",
     ):
-        Path(os.fsdecode(os.path.join(os.fsencode(root), b"unusual", name))).write_bytes(name)
+        (root / "unusual" / os.fsdecode(odd)).write_bytes(odd)
     (root / "large").write_bytes(bytes(range(256)) * 4000)
     (root / "nothing").write_bytes(b"")
     with (root / "sparse").open("wb") as file:

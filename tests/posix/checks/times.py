@@ -152,14 +152,22 @@ def check_who_may_set_times(d: Path, kind: str) -> None:
             utimensat(d / "x", NOW, NOW)
 
 
-# Access times: relatime is what every system has by default.
+# Access times: relatime is what every system has by default. The pages are dropped first, since a
+# filesystem may not hear of reads that the kernel answers by itself.
 
 
 def age(path: Path, days: float) -> int:
     """Sets the access time back, with an older modification; gives it."""
+    drop_pages(path)
     past = time.time_ns() - int(days * DAY) * 10**9
     os.utime(path, ns=(past, past - 10**9), follow_symlinks=False)
     return past
+
+
+def drop_pages(path: Path) -> None:
+    if path.is_file():
+        with opened(path, os.O_RDONLY) as fd:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @check()
@@ -176,6 +184,7 @@ def check_reading_moves_an_old_access_time(d: Path) -> None:
 @check()
 def check_reading_moves_an_access_time_older_than_the_last_change(d: Path) -> None:
     write(d / "x")
+    drop_pages(d / "x")
     now = time.time_ns()
     os.utime(d / "x", ns=(now - 10**10, now - 10**9))
     read(d / "x")
@@ -204,10 +213,11 @@ def check_noatime_leaves_the_access_time(d: Path) -> None:
 
 
 @check(kind=(REGULAR, DIRECTORY))
-def check_set_access_time_stays_without_reading(d: Path, kind: str) -> None:
+def check_access_time_stays_without_reading(d: Path, kind: str) -> None:
     make(d / "x", kind)
     past = age(d / "x", 3)
-    os.close(os.open(d / "x", os.O_RDONLY))
+    os.close(os.open(d / "x", os.O_PATH))
+    os.access(d / "x", os.R_OK)
     os.chmod(d / "x", 0o700)
     os.rename(d / "x", d / "y")
     assert os.stat(d / "y").st_atime_ns == past
