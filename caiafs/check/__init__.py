@@ -6,6 +6,8 @@
     replay      the next mount's recovery, played in memory
     walk        every object, and every side record beside its entry
     names       which file a record is about
+    repair      saves what can be saved, after a backup
+    salvage     what no tree takes any more, as files on a branch
     refs        a listing and a removal of refs
     report      findings, in plain sentences
 
@@ -31,10 +33,12 @@ from collections.abc import Callable, Iterator
 
 from ..config import state_directory
 from ..errors import CaiafsError, UsageError
+from ..journal.segment import start_in_name
 from ..store import Store
 from .branch import JOURNAL, Branch, examine
 from .refs import names_under
-from .scan import SEGMENT_NAME
+from .repair import Repair
+from .report import several
 
 _ESCAPE = re.compile(rb"%(25|2F)")
 LOCK = "lock"
@@ -70,15 +74,28 @@ def _check_one(
         if holder is not None:
             seen.findings.note(JOURNAL, f"not checked: {holder}")
         seen.findings.say(str(branch), out, repairing=repair)
-        problems = seen.findings.problems
-        if not problems:
-            out(f"caiafs check: {repo}: {branch}: clean: {seen.summary()}")
-            return True
-        mendable = f", {seen.findings.mendable} of which --repair can mend" if seen.findings.mendable else ""
-        out(f"caiafs check: {repo}: {branch}: {problems} problem{'s' if problems > 1 else ''}{mendable}")
-        if repair:
-            raise CaiafsError("--repair is not built yet; nothing was changed")
-        return False
+        found = seen.findings.problems
+        title = f"caiafs check: {repo}: {branch}"
+        if repair and (found or seen.leftovers):
+            seen = Repair(store, seen, spool, lambda text: out(f"{branch}: repaired: {text}")).run(seen)
+            left = seen.findings.problems
+            if found and left:
+                out(f"{branch}: after the repair:")
+                seen.findings.say(str(branch), out, repairing=True)
+                out(f"{title}: {several(left, 'problem')} left of {found}")
+                return False
+            title += f": {several(found, 'problem')} repaired" if found else ""
+        elif found:
+            mendable = seen.findings.mendable
+            some = (
+                ""
+                if not mendable
+                else f", {'all' if mendable == found else mendable} of which --repair mends"
+            )
+            out(f"{title}: {several(found, 'problem')}{some}")
+            return False
+        out(f"{title}: clean: {seen.summary()}")
+        return True
 
 
 # ---- which branches
@@ -131,7 +148,7 @@ def _mounted_before(git_dir: str) -> list[bytes]:
 def _is_state(directory: str) -> bool:
     """Whether a mount keeps, or kept, its state there (the commit worker's files are beside it)."""
     try:
-        return any(name == LOCK or SEGMENT_NAME.match(name) for name in os.listdir(directory))
+        return any(name == LOCK or start_in_name(name) is not None for name in os.listdir(directory))
     except OSError:
         return False
 

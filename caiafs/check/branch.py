@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from ..errors import CaiafsError, StoreError
 from ..filesystem.loader import SideState, read_side
-from ..records import Committed, Name, Record, Synced
+from ..records import WRITE_DATA, Committed, Name, Record, Synced, Write
 from ..records.side import side_ref
 from ..store import Store
 from .names import Names, subjects
 from .replay import Misfit, Recovered, play
 from .report import Findings, several, show
 from .scan import Damage, Scan, Segment, guess, look, read_stretches
-from .walk import Walk
+from .walk import BACK, Walk
 
 JOURNAL, SIDE, BRANCH = "journal", "side ref", "branch"
 LOST_AND_FOUND = b"refs/heads/caiafs-lost+found/"
@@ -62,7 +62,15 @@ class Examined:
     cut_at: int | None = None
     """Replay ends here, though whole records follow or a mount would refuse: None if it goes to the end."""
     starts_too_late: bool = False
+    """Records that git does not have are missing before the first ones that are there."""
+    lost_side: bytes | None = None
+    """Where the journal says the side ref was, if there is none now."""
     recovered: Recovered | None = None
+
+    @property
+    def leftovers(self) -> bool:
+        """Whether a mount set something aside that --repair would save."""
+        return self.scan is not None and bool(self.scan.cut)
 
     def summary(self) -> str:
         """The figures of a clean branch."""
@@ -108,8 +116,7 @@ def _read_refs(store: Store, seen: Examined) -> None:
             seen.side = read_side(store, seen.side_oid)
     except StoreError as error:
         findings.problem(
-            SIDE, f"{error}; the branch does not mount",
-            "goes back to the newest metadata that reads well, or sets the side ref aside",
+            SIDE, f"{error}; the branch does not mount", BACK
         )  # fmt: skip
 
 
@@ -169,10 +176,10 @@ def _journal(store: Store, seen: Examined) -> None:
     except OSError as error:
         raise CaiafsError(f"cannot read {error.filename or directory}: {error.strerror}") from error
     _files(scan, findings)
-    _position(seen, scan)
+    _position(store, seen, scan)
     _replay(store, seen, scan)
     names = Names(seen.recovered.tree if seen.recovered is not None else None)
-    for damage in scan.damages():
+    for damage in scan.damages(seen.floor):
         _damage(seen, scan, damage, names)
     if seen.recovered is not None and seen.recovered.misfit is not None:
         _misfit(seen, seen.recovered.misfit, names)
@@ -197,12 +204,8 @@ def _files(scan: Scan, findings: Findings) -> None:
         if segment.header:
             findings.problem(JOURNAL, f"{segment.path}: {segment.header}", "writes the header again")
         if segment.limit < segment.size:
-            findings.problem(
-                JOURNAL,
-                f"{segment.path}: {several(segment.size - segment.limit, 'byte')} too many, left by a write "
-                "that failed: a mount would stop reading here",
-                "cuts them off",
-            )
+            size = several(segment.size - segment.limit, "byte")
+            findings.note(JOURNAL, f"{segment.path}: its last {size} are of a write that failed")
     for segment in scan.unborn:
         findings.note(JOURNAL, f"{segment.name} was only begun when a crash came; the next mount removes it")
     for path in scan.cut:
@@ -215,9 +218,12 @@ def _files(scan: Scan, findings: Findings) -> None:
         findings.note(JOURNAL, f"{os.path.join(scan.directory, name)} is not a file of caiafs")
 
 
-def _position(seen: Examined, scan: Scan) -> None:
+def _position(store: Store, seen: Examined, scan: Scan) -> None:
     """How the journal and the side ref fit together."""
     side, findings = seen.side, seen.findings
+    if side is None and seen.side_oid is not None:
+        seen.uncommitted = _changes(scan, 0)
+        return  # what git has cannot be told before the side ref reads well
     if not scan.segments:
         if side is not None and not scan.alien:
             findings.note(
@@ -227,28 +233,52 @@ def _position(seen: Examined, scan: Scan) -> None:
             )
         return
     is_same = side is not None and side.journal == scan.id
-    seen.floor = side.position if side is not None and is_same else 0
-    changes = _changes(scan, seen.floor)
-    seen.uncommitted = changes
+    start = side.position if side is not None and is_same else scan.begin
+    seen.floor = max(start, scan.base)
+    seen.uncommitted = _changes(scan, seen.floor)
     if seen.floor > scan.end:
-        findings.problem(
+        findings.note(
             JOURNAL,
-            f"it ends at position {scan.end}, but git has all before {seen.floor}: what a mount appends now "
-            "would be taken for committed",
-            "moves it into the backup: git has all of it",
+            f"it ends at position {scan.end}, and git has all before {seen.floor}: the machine lost power",
         )
-    start = next((segment.start for segment in scan.segments if segment.end > seen.floor), seen.floor)
-    if start <= seen.floor or not changes:
+    if seen.side_oid is None and _reads_well(store, scan.committed) and _leads_to(store, seen, scan):
+        assert scan.committed is not None
+        seen.lost_side = scan.committed.side
+        findings.problem(
+            SIDE,
+            f"{os.fsdecode(seen.branch.side_ref)} is gone, though the journal says that it was at "
+            f"{seen.lost_side.hex()[:12]}",
+            "puts it back",
+        )
+    first = next((segment.start for segment in scan.segments if segment.end > seen.floor), seen.floor)
+    if first <= seen.floor or not seen.uncommitted:
         return
     seen.starts_too_late = True
-    if side is None and seen.side_oid is None and scan.committed is not None:
-        text = f"it begins at position {start}, where commit {scan.committed.commit.hex()[:12]} ended, "
-        text += f"but {os.fsdecode(seen.branch.side_ref)}, which says so, is gone"
-        remedy = f"puts the side ref back to {scan.committed.side.hex()[:12]}"
-    else:
-        text = f"its records from position {seen.floor} to {start} are missing"
-        remedy = f"saves the data of the {several(changes, 'record')} after them under lost+found"
-    findings.problem(JOURNAL, text, remedy)
+    findings.problem(
+        JOURNAL,
+        f"its records from position {seen.floor} to {first} are missing",
+        f"saves the data of the {several(seen.uncommitted, 'record')} after them under lost+found",
+    )
+
+
+def _leads_to(store: Store, seen: Examined, scan: Scan) -> bool:
+    """Whether the last commit of the mount is still in the history of the branch."""
+    if seen.tip is None or scan.committed is None:
+        return False
+    try:
+        return store.is_ancestor(scan.committed.commit, seen.tip)
+    except StoreError:
+        return False
+
+
+def _reads_well(store: Store, committed: Committed | None) -> bool:
+    if committed is None:
+        return False
+    try:
+        read_side(store, committed.side)
+    except StoreError:
+        return False
+    return True
 
 
 def _changes(scan: Scan, floor: int) -> int:
@@ -268,7 +298,7 @@ def is_change(record: Record) -> bool:
 
 def _replay(store: Store, seen: Examined, scan: Scan) -> None:
     """Play the next mount's recovery. Where nothing says what the tree was, try what a mount would."""
-    if seen.starts_too_late or (seen.side is None and seen.side_oid is not None):
+    if seen.starts_too_late or seen.lost_side or (seen.side is None and seen.side_oid is not None):
         return
     heads = [seen.side.commit] if seen.side is not None else [seen.tip, *_starting_points(store, seen)]
     for head in heads:
@@ -297,17 +327,18 @@ def _damage(seen: Examined, scan: Scan, damage: Damage, names: Names) -> None:
     at = f"position {damage.position}" if damage.segment is None else f"byte {damage.offset}"
     was = None if damage.segment is None else guess(damage.segment, damage.offset)
     about = "" if was is None else f"; the first of them seem to be {names.describe(was)}"
-    is_whole_in_git = damage.position + damage.size <= seen.floor
+    if damage.position + damage.size <= seen.floor:
+        seen.findings.note(
+            JOURNAL, f"{where}: {size} damaged at {at} ({damage.reason}); git has what was there"
+        )
+        return
     if not damage.followed and damage.position >= max(scan.synced, seen.floor):
         seen.findings.note(
             JOURNAL, f"{where}: its end is torn at {at} ({size}: {damage.reason}): normal after a crash"
         )
         return
     promised = min(damage.size, max(0, scan.synced - damage.position))
-    if is_whole_in_git:
-        text = f"{size} damaged at {at} ({damage.reason}); git has all that was there"
-        remedy = "moves the segments that git has into the backup"
-    elif promised:
+    if promised:
         text = f"{size} lost at {at}, {promised:,} of which were on disk ({damage.reason}){about}"
         remedy = _cut_remedy(seen, scan, damage.position, names)
         _cut(seen, damage.position)
@@ -320,13 +351,14 @@ def _damage(seen: Examined, scan: Scan, damage: Damage, names: Names) -> None:
 
 def _misfit(seen: Examined, misfit: Misfit, names: Names) -> None:
     names.feed(misfit.record)
-    _cut(seen, misfit.position)
+    position = misfit.position - (WRITE_DATA if isinstance(misfit.record, Write) else 0)
+    _cut(seen, position)
     assert seen.scan is not None
     seen.findings.problem(
         JOURNAL,
-        f"{names.describe(misfit.record)}, at position {misfit.position}, does not fit the tree it was "
+        f"{names.describe(misfit.record)}, at position {position}, does not fit the tree it was "
         f"written for ({misfit.reason}); the branch does not mount",
-        _cut_remedy(seen, seen.scan, misfit.position, names),
+        _cut_remedy(seen, seen.scan, position, names),
     )
 
 

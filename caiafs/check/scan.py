@@ -25,6 +25,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from ..journal import HEADER_SIZE, MAGIC
+from ..journal.segment import decode_header, start_in_name
 from ..records import (
     FRAME,
     FRAME_SIZE,
@@ -39,7 +40,7 @@ from ..records import (
     decode,
 )
 
-_HEADER = Struct("<8s16sQI")
+HEADER = Struct("<8s16sQQQ")
 SEGMENT_NAME = re.compile(r"^([0-9a-f]{16})\.seg$")
 BACKUP_PREFIX = "backup-"
 EMPTY = "its header is empty"
@@ -72,8 +73,10 @@ class Segment:
     id: bytes = b""
     header: str = ""
     """What is wrong with the header; "" if nothing is."""
+    base: int = 0
+    """Git had all before this position when the segment was begun."""
     is_newer: bool = False
-    """The header is whole, but of a format that this version does not know."""
+    """It is of a format that this version does not know."""
     limit: int = 0
     """Where its records end: the file's size, or where the next segment begins."""
     stretches: list[Stretch] = field(default_factory=list)
@@ -124,6 +127,16 @@ class Scan:
     """The last word on what git has."""
 
     @property
+    def begin(self) -> int:
+        """The position of the first byte that is there."""
+        return self.segments[0].start if self.segments else 0
+
+    @property
+    def base(self) -> int:
+        """Git has all before this position, as the journal itself says."""
+        return max((segment.base for segment in self.segments), default=0)
+
+    @property
     def end(self) -> int:
         """The position after the last byte."""
         return self.segments[-1].end if self.segments else 0
@@ -132,13 +145,14 @@ class Scan:
     def records(self) -> int:
         return sum(segment.records for segment in self.segments)
 
-    def damages(self) -> list[Damage]:
-        """Everything that does not read back, in order: damaged stretches and missing segments."""
+    def damages(self, floor: int) -> list[Damage]:
+        """Everything that does not read back, in order: damaged stretches and segments missing between
+        others. What is missing before the first segment after *floor* is not counted."""
         found = []
         expected: int | None = None
         for index, segment in enumerate(self.segments):
             later = any(after.records for after in self.segments[index + 1 :])
-            if expected is not None and segment.start > expected:
+            if expected is not None and floor <= expected < segment.start:
                 size = segment.start - expected
                 follows = later or segment.records > 0
                 found.append(Damage(expected, size, "a segment is missing", None, 0, follows))
@@ -175,17 +189,17 @@ def look(directory: str, expected_id: bytes) -> Scan:
     scan = Scan(directory)
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
-        match = SEGMENT_NAME.match(name)
+        start = start_in_name(name)
         status = os.lstat(path)
         if name.startswith(BACKUP_PREFIX) and stat.S_ISDIR(status.st_mode):
             continue
-        if not match and not name.rstrip("_").endswith(".cut") and name not in OURS:
+        if start is None and not name.rstrip("_").endswith(".cut") and name not in OURS:
             scan.foreign.append(name)
             continue
         if status.st_mode & 0o077 and not stat.S_ISLNK(status.st_mode):
             scan.open_to_others.append((path, stat.S_IMODE(status.st_mode)))
-        if match:
-            _add(scan, path, int(match[1], 16), status)
+        if start is not None:
+            _add(scan, path, start, status)
         elif name not in OURS:
             scan.cut.append(path)
     _sort_out(scan, expected_id)
@@ -214,20 +228,20 @@ def _add(scan: Scan, path: str, start: int, status: os.stat_result) -> None:
 
 
 def _judge_header(segment: Segment, raw: bytes) -> None:
-    if len(raw) < HEADER_SIZE:
+    header = decode_header(raw)
+    if header is not None:
+        segment.id, segment.base = header.journal, header.base
+        if header.start != segment.start:
+            segment.header = f"its header says that it begins at position {header.start:016x}: it was renamed"
+    elif len(raw) < HEADER_SIZE:
         segment.header = f"its header is cut off after {len(raw)} bytes"
-        return
-    magic, journal, start, check = _HEADER.unpack(raw)
-    if check != crc32(raw[: HEADER_SIZE - 4]):
-        segment.header = EMPTY if raw == bytes(HEADER_SIZE) else "its header is damaged"
-    elif magic != MAGIC:
-        segment.header = f"its format {magic.decode('ascii', 'replace')!r} is not known"
+    elif not any(raw):
+        segment.header = EMPTY
+    elif raw[:7] == MAGIC[:7] and raw[:8] != MAGIC and decode_header(MAGIC + raw[8:]) is None:
+        segment.header = f"its format {raw[:8].decode('ascii', 'replace')!r} is not known"
         segment.is_newer = True
-    elif start != segment.start:
-        segment.header = f"its header says that it begins at position {start:016x}: it was renamed"
-        segment.id = journal
     else:
-        segment.id = journal
+        segment.header = "its header is damaged"
 
 
 def _sort_out(scan: Scan, expected_id: bytes) -> None:
@@ -237,7 +251,7 @@ def _sort_out(scan: Scan, expected_id: bytes) -> None:
         if (last.size <= HEADER_SIZE and last.header) or (last.header == EMPTY and not _holds_records(last)):
             scan.unborn.append(scan.segments.pop())
     ids = [segment.id for segment in scan.segments if segment.id and not segment.header]
-    scan.id = expected_id if expected_id in ids else max(ids, key=ids.count, default=b"")
+    scan.id = expected_id if expected_id in ids else max(ids, key=ids.count, default=expected_id)
     scan.alien = [s for s in scan.segments if s.is_newer or (s.id and (s.header or s.id != scan.id))]
     scan.segments = [segment for segment in scan.segments if segment not in scan.alien]
 
@@ -247,9 +261,18 @@ def _holds_records(segment: Segment) -> bool:
     return any(is_whole(data, match.start()) for match in _CANDIDATE.finditer(data, HEADER_SIZE))
 
 
-def _walk(scan: Scan, segment: Segment) -> None:
+def look_into_cut(path: str) -> Segment:
+    """A file that a mount set aside: a whole segment, or the rest of one from a damaged record on."""
+    segment = Segment(path, 0, os.stat(path).st_size)
+    segment.limit = segment.size
+    begins = HEADER_SIZE if path.rstrip("_").endswith(".seg.cut") else 0
+    _walk(Scan(os.path.dirname(path)), segment, begins)
+    return segment
+
+
+def _walk(scan: Scan, segment: Segment, begins: int = HEADER_SIZE) -> None:
     data = view(segment.path)[: segment.limit]
-    at = min(HEADER_SIZE, segment.limit)
+    at = min(begins, segment.limit)
     whole, count = at, 0
     while at < len(data):
         try:

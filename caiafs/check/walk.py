@@ -14,7 +14,14 @@ from typing import NamedTuple
 from ..errors import StoreError
 from ..filesystem.loader import HASHED_INO, SideState, hashed_ino
 from ..records import BadRecord
-from ..records.side import BUCKET_STEPS, SideRecord, bucket_name, decode_records
+from ..records.side import (
+    BUCKET_STEPS,
+    SideRecord,
+    bucket_name,
+    decode_records,
+    quote_name,
+    unquote_name,
+)
 from ..store import DIRECTORY, GITLINK, Store, TreeEntry
 from ..tree import ROOT_INO
 from .report import Findings, Where, several, show
@@ -23,6 +30,7 @@ OBJECTS, SIDE = "objects", "side ref"
 WHOLE = 1 << 20
 """Blobs up to so many bytes are read at once, larger ones in pieces."""
 _BUCKETS = {1, 4096, *(count for _, count in BUCKET_STEPS)}
+BACK = "goes back to the newest metadata that reads well, or sets the side ref aside"
 _DROP = "drops it from the metadata (the old state stays under refs/caiafs-backup/)"
 
 
@@ -77,6 +85,13 @@ class Walk:
         self.directories = 0
         self.broken: list[Broken] = []
         self.orphans: list[Orphan] = []
+        self.side_is_lost = False
+        """Not even the root of the metadata, or the commit that it belongs to, can be read."""
+
+    @property
+    def has_bad_objects(self) -> bool:
+        """Whether something that was named is missing or damaged."""
+        return bool(self._bad)
 
     @property
     def objects(self) -> int:
@@ -116,8 +131,11 @@ class Walk:
             try:
                 tree = self._store.commit(side.commit).tree
             except StoreError as error:
+                self.side_is_lost = True
                 self._findings.problem(
-                    SIDE, f"it belongs to commit {side.commit.hex()[:12]}, which cannot be read: {error}"
+                    SIDE,
+                    f"it belongs to commit {side.commit.hex()[:12]}, which cannot be read: {error}",
+                    BACK,
                 )
                 return
             self._label = f"commit {side.commit.hex()[:12]}"
@@ -150,7 +168,12 @@ class Walk:
             ino = hashed_ino(place.ino, name) if record is None else record.ino
             subtree = side.subtrees.get(name)
             if subtree is not None and not is_directory:
-                self._drop(place, f"{at}: metadata of a directory that is not there", b"=" + name, at=_DROP)
+                self._drop(
+                    place,
+                    f"{at}: metadata of a directory that is not there",
+                    b"=" + quote_name(name),
+                    at=_DROP,
+                )
             elif is_directory:
                 tree = entry.oid if entry is not None and entry.mode == DIRECTORY else None
                 if tree is not None or subtree is not None:
@@ -168,12 +191,13 @@ class Walk:
         if found is None:
             parts = place.where.parts()
             if parts:
-                self.broken.append(Broken(tuple(parts[:-1]), b"=" + parts[-1]))
+                self.broken.append(Broken(tuple(parts[:-1]), b"=" + quote_name(parts[-1])))
+            self.side_is_lost |= not parts
             return side._replace(is_whole=False)
         is_whole = True
         widths = {len(entry.name) for entry in found if entry.name.startswith(b"@")}
         for entry in found:
-            kind, name = entry.name[:1], entry.name[1:]
+            kind, name = entry.name[:1], unquote_name(entry.name[1:])
             if kind == b"@":
                 is_whole &= self._bucket(place, side, entry, len(widths) == 1)
             elif kind == b"=":
@@ -228,7 +252,10 @@ class Walk:
                 self._drop(place, what, side.buckets[name], name, at="drops the file")
             elif not self._blob(content, at):
                 parts = tuple(place.where.parts())
-                self.broken += [Broken(parts, b"~" + name), Broken(parts, side.buckets[name], name)]
+                self.broken += [
+                    Broken(parts, b"~" + quote_name(name)),
+                    Broken(parts, side.buckets[name], name),
+                ]
         if stat.S_ISREG(record.mode) and content in self._sizes and self._sizes[content] != record.size:
             what = f"{at}: recorded as {record.size} bytes long, but its content has {self._sizes[content]}"
             self._drop(place, what, side.buckets[name], name, at=_DROP)
@@ -247,7 +274,7 @@ class Walk:
                 self.orphans.append(Orphan((*place.where.parts(), name), oid))
             if side.is_whole:
                 self._drop(
-                    place, f"{at}: a content beside the tree, but no record of it", b"~" + name,
+                    place, f"{at}: a content beside the tree, but no record of it", b"~" + quote_name(name),
                     at="saves it under lost+found and drops it from the metadata",
                 )  # fmt: skip
 

@@ -1,0 +1,360 @@
+"""Mending: what can be saved is saved, and nothing is changed before a copy of it exists.
+
+The order that nothing breaks: the backup directory and the backup refs, then the side ref,
+then, judged anew, what the journal holds beyond its damage onto the lost+found branch, and
+only then the journal itself. A repair that is interrupted can be run again.
+
+A side ref that cannot be read at all goes back to the newest metadata that can, as long as
+that belongs to something in the branch's history; the branch then counts as ahead, and the
+next mount takes the rest in as it takes in any commit. If there is none, the ref is set
+aside, and the branch mounts as plain git. What is damaged in one directory costs that
+directory's records and no more.
+
+A journal is cut before its first damage: what remains is the branch at one moment. Applying
+later records over a hole was weighed and not chosen, since a file could then hold a mix
+that it never had. They go onto the lost+found branch, as files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable
+
+from ..errors import CaiafsError, StoreError
+from ..filesystem.loader import SideState, read_side
+from ..journal import HEADER_SIZE
+from ..journal.segment import Header, encode_header
+from ..records.side import join_records, quote_name, side_message, split_records
+from ..store import (
+    BLOB,
+    COMMIT,
+    DIRECTORY,
+    REGULAR,
+    TREE,
+    PackWriter,
+    Store,
+    encode_commit,
+    patch_tree,
+    valid_identity,
+)
+from . import refs
+from .branch import Branch, Examined, examine
+from .names import Names
+from .report import Findings, several
+from .salvage import IDENTITY, Salvage
+from .scan import BACKUP_PREFIX, Scan, Segment, look_into_cut
+from .walk import Broken, Walk
+
+BACKUP_REFS = b"refs/caiafs-backup/"
+_STEPS_BACK = 10_000
+
+TreeChanges = dict[bytes, tuple[int, bytes] | None]
+
+
+class Repair:
+    """One repair of one branch, whose lock is held. *say* is given one sentence for each thing done."""
+
+    def __init__(self, store: Store, seen: Examined, spool: str, say: Callable[[str], None]) -> None:
+        self._store = store
+        self._branch = seen.branch
+        self._spool = spool
+        self._say = say
+        self._stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self._backup: str | None = None
+        identity = store.configured_identity() or IDENTITY
+        self._identity = identity if valid_identity(identity) else IDENTITY
+        self._tmp = os.path.join(store.git_dir, "caiafs", "tmp")
+        self._salvage = Salvage(Names())
+
+    def run(self, seen: Examined) -> Examined:
+        """Mend what *seen* has found; what a new look finds then. Raises CaiafsError, OSError."""
+        os.makedirs(self._tmp, mode=0o700, exist_ok=True)
+        if self._mend_side(seen):
+            seen = self._look()
+        if seen.scan is not None:
+            self._mend_journal(seen, seen.scan)
+        if self._backup is not None:
+            self._say(f"what was changed is as it was in {self._backup}")
+        return self._look()
+
+    def _look(self) -> Examined:
+        return examine(self._store, self._branch, self._spool, with_journal=True)
+
+    # ---- the backup
+
+    def _backup_dir(self) -> str:
+        if self._backup is None:
+            path = os.path.join(self._branch.state_dir, BACKUP_PREFIX + self._stamp)
+            number = 1
+            while os.path.lexists(path):
+                number += 1
+                path = os.path.join(self._branch.state_dir, f"{BACKUP_PREFIX}{self._stamp}-{number}")
+            os.makedirs(path, mode=0o700)
+            self._backup = path
+            _sync(os.path.dirname(path))
+        return self._backup
+
+    def _copy(self, path: str) -> None:
+        """A copy of *path* is on disk before *path* is changed."""
+        copy = os.path.join(self._backup_dir(), os.path.basename(path))
+        shutil.copyfile(path, copy, follow_symlinks=False)
+        os.chmod(copy, 0o600)
+        _sync(copy)
+        _sync(self._backup_dir())
+
+    def _move(self, path: str) -> None:
+        os.rename(path, os.path.join(self._backup_dir(), os.path.basename(path)))
+        _sync(self._backup_dir())
+        _sync(os.path.dirname(path))
+
+    def _keep_ref(self, name: bytes, oid: bytes) -> None:
+        """Write down where *name* was: as a ref if the commit can be read, and in the backup in any case."""
+        path = os.path.join(self._backup_dir(), "refs")
+        with open(path, "ab") as file:
+            file.write(oid.hex().encode() + b" " + name + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(StoreError):
+            self._store.commit(oid)
+            number = os.path.basename(self._backup_dir()).removeprefix(BACKUP_PREFIX)
+            ref = BACKUP_REFS + number.encode() + b"/" + self._branch.name
+            if self._store.swap_ref(ref, None, oid, b"caiafs check: backup", self._identity):
+                self._say(
+                    f"{os.fsdecode(name)} was at {oid.hex()[:12]}: kept as {os.fsdecode(ref)}, which can be "
+                    "deleted once nothing is missed"
+                )
+
+    # ---- the side ref
+
+    def _mend_side(self, seen: Examined) -> bool:
+        """True if the side ref was moved."""
+        name = self._branch.side_ref
+        if seen.side_oid is not None and (seen.side is None or seen.walk.side_is_lost):
+            return self._go_back(seen, name, seen.side_oid)
+        if seen.lost_side is not None and self._swap(name, None, seen.lost_side):
+            self._say(f"{os.fsdecode(name)} was gone: it is at {seen.lost_side.hex()[:12]} again")
+            return True
+        if seen.side is not None and seen.walk.broken:
+            return self._prune(seen, seen.side, name)
+        return False
+
+    def _go_back(self, seen: Examined, name: bytes, oid: bytes) -> bool:
+        if seen.tip is not None:
+            try:
+                self._store.commit(seen.tip)
+            except StoreError:
+                self._say("the branch's own commit cannot be read: bring it back first, from a clone")
+                return False
+        good = self._older(oid, seen.tip)
+        self._keep_ref(name, oid)
+        if good is None:
+            refs.remove(self._store.git_dir, name)
+            self._say(
+                f"{os.fsdecode(name)} was set aside, since no older metadata can be read: the branch mounts "
+                "as plain git; owners, times, attributes, empty directories and the like are lost"
+            )
+            return True
+        if not self._swap(name, oid, good.oid):
+            raise StoreError(f"{os.fsdecode(name)} moved while it was mended; try again")
+        self._say(
+            f"{os.fsdecode(name)} went back to {good.oid.hex()[:12]}, metadata of commit "
+            f"{(good.commit or b'').hex()[:12]}: what changed since has git's modes and times"
+        )
+        return True
+
+    def _older(self, oid: bytes, tip: bytes | None) -> SideState | None:
+        """The newest metadata before *oid* that reads well and belongs to the history of *tip*."""
+        for _ in range(_STEPS_BACK):
+            try:
+                parents = self._store.commit(oid).parents
+            except StoreError:
+                return None
+            if not parents:
+                return None
+            oid = parents[0]
+            side = self._reads_well(oid)
+            if side is not None and (tip is None or self._is_behind(side.commit, tip)):
+                return side
+        return None
+
+    def _reads_well(self, oid: bytes) -> SideState | None:
+        findings = Findings()
+        try:
+            side = read_side(self._store, oid)
+        except StoreError:
+            return None
+        Walk(self._store, findings, self._spool).metadata(side)
+        return None if findings.problems else side
+
+    def _is_behind(self, commit: bytes | None, tip: bytes) -> bool:
+        try:
+            return commit is None or self._store.is_ancestor(commit, tip)
+        except StoreError:
+            return False
+
+    def _swap(self, name: bytes, old: bytes | None, new: bytes) -> bool:
+        return self._store.swap_ref(name, old, new, b"caiafs check: repair", self._identity)
+
+    def _prune(self, seen: Examined, side: SideState, name: bytes) -> bool:
+        """Write the metadata again without what is broken in it."""
+        for orphan in seen.walk.orphans:
+            self._salvage.take_orphan(orphan)
+        self._commit_salvage()
+        self._keep_ref(name, side.oid)
+        old = self._store.commit(side.oid)
+        with self._store.pack_writer(self._tmp) as packer:
+            root = _without(self._store, packer, side.root_side, seen.walk.broken)
+            entry = None if root is None else (DIRECTORY, root)
+            top = patch_tree(self._store.tree_bytes(old.tree), {b"root": entry})
+            # A parent that cannot be read would stop git gc for good; the backup ref has it.
+            parents = old.parents[1:] if seen.walk.has_bad_objects and side.commit else (side.oid,)
+            if not seen.walk.has_bad_objects and side.commit:
+                parents = (side.oid, side.commit)
+            message = side_message(side.commit, side.journal, side.position)
+            now = int(time.time())
+            data = encode_commit(
+                packer.add(TREE, top), parents, self._identity, self._identity, now, now, 0, message
+            )
+            commit = packer.add(COMMIT, data)
+            pack = packer.finish()
+        try:
+            if not self._swap(name, side.oid, commit):
+                raise StoreError(f"{os.fsdecode(name)} moved while it was mended; try again")
+        finally:
+            if pack is not None:
+                pack.release()
+        dropped = several(len(seen.walk.broken), "piece")
+        self._say(f"{dropped} of metadata, named above, taken out of {os.fsdecode(name)}")
+        return True
+
+    # ---- the journal
+
+    def _mend_journal(self, seen: Examined, scan: Scan) -> None:
+        if any(segment.is_newer for segment in scan.alien):
+            self._say("the journal was left alone: a newer caiafs wrote it")
+            return
+        cut, keep = self._plan(seen, scan)
+        names = Names(seen.recovered.tree if seen.recovered is not None else None)
+        self._salvage = Salvage(names)
+        for segment in scan.segments:
+            if segment.end > seen.floor and (segment not in keep or (cut is not None and segment.end > cut)):
+                self._salvage.take(segment, seen.floor if cut is None else cut)
+        cuts = [look_into_cut(path) for path in scan.cut]
+        for other in (*scan.alien, *cuts):
+            self._salvage.take(other)
+        self._commit_salvage()
+        for segment in reversed(scan.segments):
+            if segment not in keep:
+                self._move(segment.path)
+                self._say(f"{segment.name} was moved into the backup")
+            else:
+                self._mend_segment(scan, segment, cut)
+        for path in (*(s.path for s in (*scan.alien, *cuts)), *(path for path, _ in scan.unreadable)):
+            self._move(path)
+            self._say(f"{os.path.basename(path)} was moved into the backup")
+        self._close(seen.branch, scan)
+
+    def _plan(self, seen: Examined, scan: Scan) -> tuple[int | None, list[Segment]]:
+        """Where the journal is cut (None: nowhere), and which segments stay."""
+        cut = None if seen.cut_at is None else max(seen.cut_at, seen.floor)
+        if seen.starts_too_late:
+            return seen.floor, []
+        keep = [segment for segment in scan.segments if cut is None or segment.start < cut]
+        return cut, keep
+
+    def _mend_segment(self, scan: Scan, segment: Segment, cut: int | None) -> None:
+        limit = segment.limit if cut is None else min(segment.limit, cut - segment.start)
+        if limit == segment.size and not segment.header:
+            return
+        self._copy(segment.path)
+        fd = os.open(segment.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if segment.header:
+                base = min(scan.base, segment.start)
+                os.pwrite(fd, encode_header(Header(scan.id or os.urandom(16), segment.start, base)), 0)
+                self._say(f"{segment.name}: its header was written again")
+            if limit < segment.size:
+                os.ftruncate(fd, max(limit, HEADER_SIZE))
+                self._say(f"{segment.name}: cut off after {limit} bytes of {segment.size}")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _close(self, branch: Branch, scan: Scan) -> None:
+        """Nobody else may read what a mount keeps."""
+        for path, _ in (*scan.open_to_others, (branch.state_dir, 0)):
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.lstat(path).st_mode
+                if mode & 0o077 and not stat.S_ISLNK(mode):
+                    os.chmod(path, 0o700 if stat.S_ISDIR(mode) else 0o600)
+                    self._say(f"{path} was open to other users: it is not any more")
+
+    def _commit_salvage(self) -> None:
+        if self._salvage:
+            ref = self._salvage.commit(self._store, self._branch.name, self._tmp)
+            self._say(f"{self._salvage} saved on {os.fsdecode(ref.removeprefix(b'refs/heads/'))}")
+            self._salvage = Salvage(Names())
+
+
+def _without(store: Store, packer: PackWriter, root: bytes | None, broken: list[Broken]) -> bytes | None:
+    """The side tree *root* without what is *broken* in it, and without directories that are empty then."""
+    changes: dict[tuple[bytes, ...], TreeChanges] = {}
+    gone: dict[tuple[tuple[bytes, ...], bytes], set[bytes]] = {}
+    for parts, entry, record in broken:
+        changes.setdefault(parts, {})
+        if record is None:
+            changes[parts][entry] = None
+        else:
+            gone.setdefault((parts, entry), set()).add(record)
+    for (parts, bucket), names in gone.items():
+        if bucket not in changes[parts]:
+            changes[parts][bucket] = _bucket_without(store, packer, _find(store, root, parts), bucket, names)
+    depth = max(map(len, changes), default=0)
+    for level in range(depth, -1, -1):
+        for parts in [parts for parts in changes if len(parts) == level]:
+            oid = _find(store, root, parts)
+            if oid is None:
+                continue
+            tree = patch_tree(store.tree_bytes(oid), changes[parts])
+            new = packer.add(TREE, tree) if tree else None
+            if not parts:
+                return new
+            above = changes.setdefault(parts[:-1], {})
+            above.setdefault(b"=" + quote_name(parts[-1]), None if new is None else (DIRECTORY, new))
+    return root
+
+
+def _bucket_without(
+    store: Store, packer: PackWriter, tree: bytes | None, bucket: bytes, names: set[bytes]
+) -> tuple[int, bytes] | None:
+    """The bucket of the side tree *tree* without the records of *names*; None if nothing is left."""
+    oid = {entry.name: entry.oid for entry in store.tree(tree)}.get(bucket) if tree is not None else None
+    if oid is None:
+        return None
+    records = {name: data for name, data in split_records(store.blob(oid)).items() if name not in names}
+    return (REGULAR, packer.add(BLOB, join_records(records))) if records else None
+
+
+def _find(store: Store, root: bytes | None, parts: tuple[bytes, ...]) -> bytes | None:
+    """The side tree of the directory *parts*."""
+    oid = root
+    for name in parts:
+        if oid is None:
+            return None
+        try:
+            oid = {entry.name: entry.oid for entry in store.tree(oid)}.get(b"=" + quote_name(name))
+        except CaiafsError:
+            return None
+    return oid
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
