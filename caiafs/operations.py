@@ -17,6 +17,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -268,7 +269,9 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if is_virtual(inode):
             return self._virtual_attributes(inode)
-        return self._attributes(self._fs.node(inode))
+        node = self._fs.node(inode)
+        self._fs.asked(node)
+        return self._attributes(node)
 
     @_change
     async def setattr(
@@ -303,13 +306,13 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        return [] if is_virtual(inode) else self._fs.list_xattrs(inode)
+        return [] if is_virtual(inode) else self._fs.list_xattrs(inode, trusted=ctx.uid == 0)
 
     @_change
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if is_virtual(inode):
             self._virtual.setattr(inode)
-        self._fs.set_xattr(inode, name, value)
+        self._fs.set_xattr(inode, name, value, partial(_is_member, ctx))
 
     @_change
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -337,7 +340,11 @@ class Operations(pyfuse3.Operations):
             data = self._virtual.open(inode, flags)
             handle = self._remember(Handle(None, flags, inode, data))
             return FileInfo(fh=handle, direct_io=True, keep_cache=False)
-        node = self._fs.open(inode, flags)
+        before = self._fs.node(inode).mode
+        node = self._fs.open(inode, flags, may_keep_set_id=ctx.uid == 0)
+        if node.mode != before:
+            # O_TRUNC took set-id bits; the kernel, which expects a SETATTR for that, must ask again.
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
         return FileInfo(fh=self._remember(Handle(node, flags)), keep_cache=True)
 
     @_change
@@ -440,3 +447,8 @@ class Operations(pyfuse3.Operations):
     def statistics(self) -> dict[str, Any]:
         """Counts of open handles and of errors that nobody foresaw."""
         return {"open_handles": len(self._handles), "unexpected_errors": self.unexpected}
+
+
+def _is_member(ctx: RequestContext, gid: int) -> bool:
+    """True if the caller is in the group *gid*, or may do what its members may."""
+    return ctx.uid == 0 or ctx.gid == gid or gid in pyfuse3.get_sup_groups(ctx.pid)

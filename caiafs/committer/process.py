@@ -75,8 +75,8 @@ class WorkerProcess:
                 while True:
                     try:
                         await self._start()
-                    except (WorkerGone, OSError) as error:
-                        log.warning("the commit worker could not be started: %s", error)
+                    except WorkerGone as error:
+                        log.warning("%s", error)
                     else:
                         await self._ended.wait()
                     await trio.sleep(RESTART_PAUSE)
@@ -142,13 +142,17 @@ class WorkerProcess:
         # not with that thread.
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-c", _START, str(os.getpid())],
-                stdin=theirs.fileno(), stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,  # ours is a terminal until the mount serves
-                pass_fds=self._inherit, cwd="/",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            )  # fmt: skip
+            try:
+                self._process = subprocess.Popen(  # noqa: ASYNC220
+                    [sys.executable, "-c", _START, str(os.getpid())],
+                    stdin=theirs.fileno(), stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,  # ours is a terminal until the mount serves
+                    pass_fds=self._inherit, cwd="/",
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )  # fmt: skip
+            except OSError as error:
+                ours.close()
+                raise WorkerGone(f"the commit worker could not be started: {error}") from error
         self.starts += 1
         self._ended = trio.Event()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))

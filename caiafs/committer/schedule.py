@@ -118,6 +118,7 @@ class Committer:
                     if self._fs.is_dirty or self._in_flight is not None:
                         await self._commit(message)
                     await self._take_in()
+                    await self._restore_branch()
                     self._recovered()
                     return Outcome(self.head, changes)
             except CaiafsError as error:
@@ -317,6 +318,12 @@ class Committer:
                 continue
             await self._merge_in(tip)
 
+    async def _restore_branch(self) -> None:
+        """Somebody deleted the branch, and a commit was asked for: it is there again."""
+        deleted = self.tip is None and self.head is not None
+        if deleted and await self._worker.ask("land", None, self.head, self._identity):
+            self.landed = self.head
+
     async def _lands_now(self, tip: bytes) -> bool:
         """Our last commit is durable but not on the branch: put it there if nothing is in the way."""
         assert self.head is not None
@@ -324,7 +331,11 @@ class Committer:
         if ahead:
             self.landed = self.head
             return tip == self.head
-        if base == tip and await self._worker.ask("land", tip, self.head, self._identity):
+        if (
+            self.landed is None
+            and base == tip
+            and await self._worker.ask("land", tip, self.head, self._identity)
+        ):
             self.landed = self.head
             return True
         self.landed = base if self.landed is None else self.landed

@@ -575,8 +575,8 @@ class Filesystem:
             if value is not None:
                 mask |= bit
         record = SetAttr(
-            ino, mask | SET_CTIME, mode or 0, uid or 0, gid or 0, size or 0, atime or 0, mtime or 0,
-            now if ctime is None else ctime,
+            ino, mask | SET_CTIME, mode or 0, uid or 0, gid or 0, size or 0, _clamped(atime or 0),
+            _clamped(mtime or 0), now if ctime is None else _clamped(ctime),
         )  # fmt: skip
         if node.nlink == 0:
             self._writable()
@@ -589,8 +589,18 @@ class Filesystem:
             self._record(record, node)
         return node
 
+    def asked(self, node: Node) -> None:
+        """The kernel, which keeps attributes for long, asks again for those of *node*.
+
+        Of a regular file it does so after it answered a read from its cache (fuse_invalidate_atime).
+        """
+        if isinstance(node, File) and node.size and not node.quiet:
+            self.touch_atime(node)
+
     def touch_atime(self, node: Node) -> None:
         """*node* was read: as relatime has it, kept in memory until something is committed anyway."""
+        if "noatime" in self.config.kernel_options:
+            return
         now = self.now()
         if (node.atime <= node.mtime or node.atime <= node.ctime or now - node.atime > RELATIME) and (
             not self.config.ro
@@ -601,6 +611,7 @@ class Filesystem:
 
     def get_xattr(self, ino: int, name: bytes) -> bytes:
         """The value of an extended attribute. Raises FSError(ENODATA)."""
+        _check_namespace(name)
         node = self.node(ino)
         value = node.xattrs.get(name) if node.xattrs else None
         if value is None:
@@ -611,12 +622,16 @@ class Filesystem:
             raise FSError(errno.ENODATA)
         return value
 
-    def list_xattrs(self, ino: int) -> list[bytes]:
-        """The names of a node's extended attributes; those that caiafs makes up are not among them."""
-        return list(self.node(ino).xattrs or ())
+    def list_xattrs(self, ino: int, trusted: bool = True) -> list[bytes]:
+        """The names of a node's extended attributes, those of the administrator only if *trusted*;
+        what caiafs makes up is not among them."""
+        names = self.node(ino).xattrs or ()
+        return [name for name in names if trusted or not name.startswith(b"trusted.")]
 
-    def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set an extended attribute; an access list changes the mode too."""
+    def set_xattr(self, ino: int, name: bytes, value: bytes, is_member: Callable[[int], bool]) -> None:
+        """Set an extended attribute; an access list changes the mode too, and takes the set-gid bit
+        unless the caller *is_member* of the file's group."""
+        _check_namespace(name)
         node = self.node(ino)
         if name.startswith(b"user.caiafs."):
             raise FSError(errno.EPERM)
@@ -628,7 +643,7 @@ class Filesystem:
         if sum(map(len, names)) + len(names) > XATTR_LIST_MAX:
             raise FSError(errno.ENOSPC)
         if name in (acl.ACCESS, acl.DEFAULT):
-            self._set_acl(node, name, value)
+            self._set_acl(node, name, value, is_member)
         else:
             self._set_xattr(node, name, value)
 
@@ -640,7 +655,7 @@ class Filesystem:
         else:
             self._record(record, node)
 
-    def _set_acl(self, node: Node, name: bytes, value: bytes) -> None:
+    def _set_acl(self, node: Node, name: bytes, value: bytes, is_member: Callable[[int], bool]) -> None:
         if isinstance(node, Symlink):
             raise FSError(errno.EOPNOTSUPP)
         try:
@@ -655,6 +670,8 @@ class Filesystem:
         if entries:
             now = self.now()
             mode = node.mode & 0o7000 | acl.mode_of(entries)
+            if mode & stat.S_ISGID and not is_member(node.gid):
+                mode &= ~stat.S_ISGID
             kept = None if acl.is_minimal(entries) else value
             change = SetAttr(node.ino, SET_MODE | SET_CTIME, mode, 0, 0, 0, 0, 0, now)
             self._record_all((SetXattr(node.ino, now, name, kept), change), node)
@@ -663,6 +680,7 @@ class Filesystem:
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         """Remove an extended attribute. Raises FSError(ENODATA)."""
+        _check_namespace(name)
         node = self.node(ino)
         if not node.xattrs or name not in node.xattrs:
             raise FSError(errno.ENODATA)
@@ -676,8 +694,11 @@ class Filesystem:
 
     # ---- contents
 
-    def open(self, ino: int, flags: int) -> Node:
-        """One more user of *ino*. Raises FSError(EROFS, EISDIR)."""
+    def open(self, ino: int, flags: int, may_keep_set_id: bool = True) -> Node:
+        """One more user of *ino*. Raises FSError(EROFS, EISDIR).
+
+        With O_TRUNC the file is emptied, and loses its set-id bits unless the caller *may_keep_set_id*.
+        """
         node = self.node(ino)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes or flags & os.O_TRUNC:
@@ -686,21 +707,21 @@ class Filesystem:
                 raise FSError(errno.EISDIR)
         if isinstance(node, File):
             if flags & os.O_TRUNC and (node.content.size or node.nlink):
-                self.set_attributes(ino, size=0)
+                kept = node.mode if may_keep_set_id else _without_set_id(node.mode)
+                self.set_attributes(ino, size=0, mode=None if kept == node.mode else kept & 0o7777)
             elif node.content.is_unreadable:
                 raise FSError(errno.EIO, f"inode {ino}: git does not have its blob, or it is damaged")
             node.writers += writes
+            node.quiet = bool(flags & os.O_NOATIME)
         node.opens += 1
         return node
 
     def release(self, node: Node, flags: int) -> None:
-        """The end of what `open` began. Who opened a file to read it has read it, as far as its access
-        time goes: what the kernel's cache answered was never asked of us."""
+        """The end of what `open` began."""
         node.opens -= 1
-        if isinstance(node, File) and flags & os.O_ACCMODE == os.O_RDONLY:
-            self.touch_atime(node)
         if isinstance(node, File) and flags & os.O_ACCMODE != os.O_RDONLY:
             node.writers -= 1
+            node.active = node.active and node.writers > 0
         self.tree.reap(node)
 
     async def read(self, node: File, offset: int, length: int) -> bytes:
@@ -719,6 +740,7 @@ class Filesystem:
         if offset + len(data) > 2**63 - 1:
             raise FSError(errno.EFBIG)
         now = self.now() if stamp else 0
+        node.active = node.writers > 0
         if node.nlink == 0:
             # No one will look for it after a crash, but the journal is where memory evicts to.
             self._writable()
@@ -839,6 +861,27 @@ class Filesystem:
             "uncommitted_changes": self.tree.changes + self.pending,
             "replayed_records": self.replayed,
         }
+
+
+def _check_namespace(name: bytes) -> None:
+    """Raises FSError(EOPNOTSUPP) for attributes that no Linux filesystem keeps, EINVAL for half a name."""
+    if name in (acl.ACCESS, acl.DEFAULT):
+        return
+    namespace, _, rest = name.partition(b".")
+    if namespace not in (b"user", b"trusted", b"security") or name == namespace:
+        raise FSError(errno.EOPNOTSUPP)
+    if not rest:
+        raise FSError(errno.EINVAL)
+
+
+def _clamped(time_ns: int) -> int:
+    """A time as far as 64 bits of nanoseconds go: the years 1677 to 2262."""
+    return max(-(2**63), min(time_ns, 2**63 - 1))
+
+
+def _without_set_id(mode: int) -> int:
+    """A mode after somebody without CAP_FSETID changed the file; see setattr_should_drop_suidgid in Linux."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
 
 def _place(directory: Directory) -> Place:

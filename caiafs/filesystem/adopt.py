@@ -106,7 +106,8 @@ class Adoption:
             return
         bumped = new is not None and new.mode == GITLINK
         ours_inside = isinstance(node, Directory) and bool(node.children) and not bumped
-        if _same(node, old) and not ours_inside:
+        busy = isinstance(node, File) and node.active  # its writer goes on, and must not write into nothing
+        if _same(node, old) and not ours_inside and not busy:
             self._place(parent, path[-1], node, new, size)
             return
         shown = b"/".join(path).decode("utf-8", "replace")
@@ -160,9 +161,13 @@ class Adoption:
         for name in path:
             children = await self._fs.children(directory)
             child = children.get(name)
-            if child is not None and not isinstance(child, Directory):
-                name = name[:240] + b".theirs"
-                child = children.get(name)
+            number = 1
+            while child is not None and not isinstance(child, Directory):
+                beside = name[:240] + (b".theirs" if number == 1 else b".theirs-%d" % number)
+                child = children.get(beside)
+                number += 1
+            if number > 1:
+                name = beside
             if not isinstance(child, Directory):
                 ino = self._fs.tree.next_ino
                 self._record(directory, AdoptEntry(directory.ino, name, DIRECTORY, NO_OID, 2, ino))

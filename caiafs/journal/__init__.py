@@ -65,6 +65,7 @@ class Journal:
         self._syncing = False
         self._retired: list[int] = []
         self._end = 0
+        self._tail = 0  # where the bytes that are there end; below _end after a torn end was cut off
         self._base = 0
         self._noted = 0  # the last durable position that a Synced record speaks of
         self.durable = 0
@@ -126,6 +127,7 @@ class Journal:
         self._directory_synced = self._directory_synced and not recovery.changed
         self._base = position
         self._end = used
+        self._tail = max(position, self._segments[-1].end if self._segments else 0)
         self._reckon()
 
     # ---- appending
@@ -177,7 +179,7 @@ class Journal:
         self._noted = durable
         begin = segment.end
         segment.end += size
-        self._end = segment.end
+        self._end = self._tail = segment.end
         return [begin + place for place in places]
 
     def _write(self, segment: Segment, buffers: list[bytes], size: int) -> None:
@@ -198,7 +200,7 @@ class Journal:
     def _begin_segment(self) -> Segment:
         start = self._end
         path = os.path.join(self.directory, name_of(start))
-        header = Header(self.id, start, self._base)
+        header = Header(self.id, start, self._base, min(self._tail, start))
         raw = encode_header(header)
         fd = self._disk.open(path, create=True)
         try:
@@ -213,7 +215,7 @@ class Journal:
         self._segments.append(segment)
         self._starts.append(start)
         self._open = segment
-        self._end = segment.end
+        self._end = self._tail = segment.end
         return segment
 
     def seal(self) -> int:

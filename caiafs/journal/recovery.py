@@ -50,7 +50,7 @@ class Recovery:
         synced = 0
         expected = self._position
         for index, segment in enumerate(list(self.segments)):
-            if segment.start > expected or segment.header is None:
+            if segment.header is None or segment.header.follows > expected:
                 what = "the header is damaged" if segment.header is None else "bytes are missing before it"
                 self._end_at(index, expected, max(synced, self._vouched(index)), f"{segment.path}: {what}")
                 return

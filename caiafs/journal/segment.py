@@ -1,8 +1,9 @@
 """One file of the journal: its name, its header, how far it was written and synced. Pure but for its fd.
 
-    8 bytes "CAIAFSJ1" | 16 bytes journal id | u64 position | u64 base | u32 CRC-32 of these
+    8 bytes "CAIAFSJ1" | 16 bytes journal id | u64 position | u64 base | u64 follows | u32 CRC-32 of these
 
 *position* is that of the file's first byte; all before *base* was in git when the file was begun.
+The bytes before it end at *follows*: less than *position* where a torn end was cut off.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 MAGIC = b"CAIAFSJ1"
-_HEADER = Struct("<8s16sQQ")
+_HEADER = Struct("<8s16sQQQ")
 _CHECK = Struct("<I")
 HEADER_SIZE = _HEADER.size + _CHECK.size
 _NAME = re.compile(r"^([0-9a-f]{16})\.seg$")
@@ -25,6 +26,7 @@ class Header(NamedTuple):
     journal: bytes
     start: int
     base: int
+    follows: int
 
 
 class Segment:

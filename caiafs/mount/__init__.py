@@ -31,6 +31,7 @@ from ..config import Config
 from ..errors import (
     BranchLocked,
     CaiafsError,
+    FSError,
     MountError,
     ObjectCorrupt,
     RepositoryMissing,
@@ -322,6 +323,11 @@ class Mount:
             with trio.fail_after(self.config.operation_timeout):
                 await self.committer.commit(tries=1)
         except (CaiafsError, trio.TooSlowError) as error:
+            if not self.config.enable_fallback:
+                code = errno.ETIMEDOUT if isinstance(error, trio.TooSlowError) else error.errno
+                raise FSError(
+                    code, f"git did not take the change, and there is no fallback: {error}"
+                ) from error
             # The change is in memory and in the journal: that is the tier to fall back to.
             self.metrics.fallback("git", "memory")
             log.warning("acknowledged from the journal, since git did not take it: %s", error or "too slow")

@@ -82,6 +82,7 @@ class Tree:
         self.changes = 0
         self._links_table: list[tuple[int, bytes]] | None = None
         self._batch: Batch | None = None
+        self._epoch = 0
         self._apply: dict[type, Callable[..., None]] = {
             records.Create: self._create,
             records.Link: self._link,
@@ -221,6 +222,9 @@ class Tree:
 
     def _mark_node(self, node: Node) -> None:
         """The attributes or the content of *node* are about to change."""
+        if node.marked == self._epoch:
+            return  # every name it has was marked since the last freeze, or with the change that gave it
+        node.marked = self._epoch
         if node.parent is None:
             if node is self.root:
                 self._mark(self.root, b"")
@@ -486,6 +490,7 @@ class Tree:
             batch.waiting.append(directory)
         self.dirty = {}
         self.changes = 0
+        self._epoch += 1
         self._batch = batch
         return batch
 

@@ -21,8 +21,8 @@ class Node:
     """An inode. Times in nanoseconds; `modified` is the journal position of its last change."""
 
     __slots__ = (
-        "anchor", "atime", "ctime", "gid", "ino", "lookups", "mode", "modified", "more_links", "mtime",
-        "name", "nlink", "opens", "parent", "rdev", "uid", "xattrs",
+        "anchor", "atime", "ctime", "gid", "ino", "lookups", "marked", "mode", "modified", "more_links",
+        "mtime", "name", "nlink", "opens", "parent", "rdev", "uid", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
@@ -40,6 +40,7 @@ class Node:
         self.lookups = 0
         self.opens = 0
         self.anchor = -1
+        self.marked = -1
         self.modified = -1
 
     @property
@@ -77,12 +78,14 @@ class Node:
 class File(Node):
     """A regular file."""
 
-    __slots__ = ("content", "writers")
+    __slots__ = ("active", "content", "quiet", "writers")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, content: Content) -> None:
         super().__init__(ino, mode, uid, gid, time)
         self.content = content
         self.writers = 0
+        self.active = False  # written through a descriptor that is still open
+        self.quiet = False  # last opened with O_NOATIME
 
     @property
     def size(self) -> int:
