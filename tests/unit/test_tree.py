@@ -1,0 +1,142 @@
+"""The tree: what a freeze captured is the tree at that moment, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import random
+import stat
+
+import pytest
+
+from caiafs.memory import MemoryTier
+from caiafs.records import RENAME_EXCHANGE, SET_MODE, SET_SIZE, Create, Link, Remove, Rename, SetAttr, Write
+from caiafs.store import storable_entry
+from caiafs.tree import Directory, EntryState, File, Loaded, Settled, Tree
+from caiafs.tree.nodes import state_of
+
+FILE, FOLDER = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
+
+
+class Driver:
+    """Applies changes at ever growing positions."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.tree = Tree(storable_entry, MemoryTier(1 << 20))
+        self.rng = random.Random(seed)
+        self.position = 0
+
+    def apply(self, record: object) -> None:
+        self.position += 10_000
+        self.tree.apply(record, self.position)
+
+    def create(self, parent: int, name: bytes, mode: int) -> int:
+        ino = self.tree.next_ino
+        self.apply(Create(parent, ino, mode, 1, 1, 0, self.position, name))
+        return ino
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        self.apply(Rename(parent, new_parent, self.position, flags, name, new_name))
+
+    def clean(self) -> None:
+        self.position += 1
+        batch = self.tree.freeze(self.position)
+        while self.tree.capture(100):
+            pass
+        list(self.tree.settle(batch, Settled({}, {})))
+
+    def step(self) -> None:
+        rng, tree = self.rng, self.tree
+        folders = [n for n in tree.nodes.values() if isinstance(n, Directory)]
+        files = [n for n in tree.nodes.values() if isinstance(n, File)]
+        parent, other = rng.choice(folders), rng.choice(folders)
+        name = rng.choice(list(parent.children) or [b""])
+        fresh = b"n%d" % self.position
+        kind = rng.randrange(7)
+        if kind == 0 or not files or not name:
+            self.create(parent.ino, fresh, rng.choice([FILE, FILE, FOLDER]))
+        elif kind == 1:
+            self.apply(Link(rng.choice(files).ino, parent.ino, 1, fresh))
+        elif kind == 2:
+            node = parent.children[name]
+            if not (isinstance(node, Directory) and node.children):
+                self.apply(Remove(parent.ino, self.position, name))
+        elif kind == 3:
+            self.apply(Write(rng.choice(files).ino, rng.randrange(99), self.position, rng.randbytes(9)))
+        elif kind == 4:
+            self.apply(SetAttr(rng.choice(files).ino, SET_MODE, rng.randrange(0o777), 0, 0, 0, 0, 0, 0))
+        elif kind == 5:
+            self.apply(SetAttr(rng.choice(files).ino, SET_SIZE, 0, 0, 0, rng.randrange(99), 0, 0, 0))
+        elif not isinstance(parent.children[name], Directory):
+            self.rename(parent.ino, name, other.ino, fresh)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_capture_equals_the_tree_at_the_freeze(seed: int) -> None:
+    driver = Driver(seed)
+    tree = driver.tree
+    for _ in range(5):
+        for _ in range(30):
+            driver.step()
+        expected: dict[int, dict[bytes, EntryState | None]] = {}
+        for folder in tree.dirty:
+            children = folder.children or {}
+            expected[folder.ino] = {
+                name: state_of(children[name]) if name in children else None
+                for name in folder.changed - {b""}
+            }
+        root = state_of(tree.root)
+        batch = tree.freeze(driver.position + 1)
+        while tree.capture(driver.rng.randrange(1, 4)):
+            driver.step()
+        assert {ino: state.entries for ino, state in batch.directories.items()} == expected
+        assert batch.root == root
+        list(tree.settle(batch, Settled({}, {})))
+
+
+def test_an_exchange_swaps_nodes_of_two_kinds() -> None:
+    driver = Driver()
+    folder, other = driver.create(1, b"d", FOLDER), driver.create(1, b"e", FOLDER)
+    inner, file = driver.create(folder, b"inner", FOLDER), driver.create(other, b"f", FILE)
+    driver.rename(folder, b"inner", other, b"f", RENAME_EXCHANGE)
+    nodes = driver.tree.nodes
+    assert driver.tree.path(nodes[inner]) == b"e/f"
+    assert driver.tree.path(nodes[file]) == b"d/inner"
+    assert (nodes[folder].nlink, nodes[other].nlink) == (2, 3)
+
+
+def test_a_change_to_a_file_marks_all_its_names() -> None:
+    driver = Driver()
+    folder, file = driver.create(1, b"d", FOLDER), driver.create(1, b"f", FILE)
+    driver.apply(Link(file, folder, 1, b"g"))
+    driver.clean()
+    driver.apply(Write(file, 0, 1, b"x"))
+    changed = {d.ino: d.changed - {b""} for d in driver.tree.dirty}
+    assert changed == {1: {b"f", b"d"}, folder: {b"g"}}
+
+
+def test_a_rename_to_where_git_cannot_look_marks_everything_below() -> None:
+    driver = Driver()
+    top = driver.create(1, b"d", FOLDER)
+    below = driver.create(top, b"e", FOLDER)
+    driver.create(below, b"f", FILE)
+    driver.clean()
+    driver.rename(1, b"d", 1, b".git")
+    changed = {folder.ino: folder.changed for folder in driver.tree.dirty}
+    assert changed[top] >= {b"e"}
+    assert changed[below] >= {b"f"}
+
+
+def test_a_clean_directory_can_be_unloaded_and_loaded_again() -> None:
+    driver = Driver()
+    tree, oid = driver.tree, b"o" * 20
+    entry = Loaded(b"f", 7, FILE, 1, 1, 1, 0, 0, 0, 0, 3, oid)
+    tree.root.tree_oid, tree.root.children = oid, None
+    tree.load(tree.root, [entry])
+    assert tree.can_unload(tree.root)
+    tree.nodes[7].lookups = 1
+    assert not tree.can_unload(tree.root)
+    tree.nodes[7].lookups = 0
+    assert tree.unload(tree.root) == 1
+    assert tree.get(7) is None
+    tree.load(tree.root, [entry])
+    driver.apply(Write(7, 0, 1, b"x"))
+    assert not tree.can_unload(tree.root)
