@@ -269,9 +269,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if is_virtual(inode):
             return self._virtual_attributes(inode)
-        node = self._fs.node(inode)
-        self._fs.asked(node)
-        return self._attributes(node)
+        return self._attributes(self._fs.node(inode))
 
     @_change
     async def setattr(
@@ -362,7 +360,7 @@ class Operations(pyfuse3.Operations):
         if handle.virtual:
             return handle.data[off : off + size]
         assert isinstance(handle.node, File)
-        return await self._fs.read(handle.node, off, size)
+        return await self._fs.read(handle.node, off, size, handle.flags)
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

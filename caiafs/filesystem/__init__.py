@@ -589,16 +589,12 @@ class Filesystem:
             self._record(record, node)
         return node
 
-    def asked(self, node: Node) -> None:
-        """The kernel, which keeps attributes for long, asks again for those of *node*.
-
-        Of a regular file it does so after it answered a read from its cache (fuse_invalidate_atime).
-        """
-        if isinstance(node, File) and node.size and not node.quiet:
-            self.touch_atime(node)
-
     def touch_atime(self, node: Node) -> None:
-        """*node* was read: as relatime has it, kept in memory until something is committed anyway."""
+        """*node* was read: as relatime has it, kept in memory until something is committed anyway.
+
+        Reads that the kernel's cache answers are not heard of. (Its GETATTR after a read looks like
+        the one after a close, which with a write-back cache only asks for the blocks.)
+        """
         if "noatime" in self.config.kernel_options:
             return
         now = self.now()
@@ -712,7 +708,6 @@ class Filesystem:
             elif node.content.is_unreadable:
                 raise FSError(errno.EIO, f"inode {ino}: git does not have its blob, or it is damaged")
             node.writers += writes
-            node.quiet = bool(flags & os.O_NOATIME)
         node.opens += 1
         return node
 
@@ -724,10 +719,11 @@ class Filesystem:
             node.active = node.active and node.writers > 0
         self.tree.reap(node)
 
-    async def read(self, node: File, offset: int, length: int) -> bytes:
-        """Up to *length* bytes from *offset*; fewer only at the end of the file."""
+    async def read(self, node: File, offset: int, length: int, flags: int = 0) -> bytes:
+        """Up to *length* bytes from *offset*; fewer only at the end of the file. *flags* of its open(2)."""
         data = await self.contents.read(node.content, offset, length)
-        self.touch_atime(node)
+        if not flags & os.O_NOATIME:
+            self.touch_atime(node)
         return data
 
     async def write(self, node: File, offset: int, data: bytes, stamp: bool = True) -> int:

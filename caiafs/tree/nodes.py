@@ -78,14 +78,13 @@ class Node:
 class File(Node):
     """A regular file."""
 
-    __slots__ = ("active", "content", "quiet", "writers")
+    __slots__ = ("active", "content", "writers")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, content: Content) -> None:
         super().__init__(ino, mode, uid, gid, time)
         self.content = content
         self.writers = 0
         self.active = False  # written through a descriptor that is still open
-        self.quiet = False  # last opened with O_NOATIME
 
     @property
     def size(self) -> int:
