@@ -87,12 +87,7 @@ def _check_one(
             title += f": {several(found, 'problem')} repaired" if found else ""
         elif found:
             mendable = seen.findings.mendable
-            some = (
-                ""
-                if not mendable
-                else f", {'all' if mendable == found else mendable} of which --repair mends"
-            )
-            out(f"{title}: {several(found, 'problem')}{some}")
+            out(f"{title}: {several(found, 'problem')}, {mendable} of which --repair can mend")
             return False
         out(f"{title}: clean: {seen.summary()}")
         return True

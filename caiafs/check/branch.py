@@ -250,7 +250,7 @@ def _position(store: Store, seen: Examined, scan: Scan) -> None:
             f"{seen.lost_side.hex()[:12]}",
             "puts it back",
         )
-    first = next((segment.start for segment in scan.segments if segment.end > seen.floor), seen.floor)
+    first = next((segment.follows for segment in scan.segments if segment.end > seen.floor), seen.floor)
     if first <= seen.floor or not seen.uncommitted:
         return
     seen.starts_too_late = True

@@ -22,13 +22,24 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..errors import CaiafsError, StoreError
 from ..filesystem.loader import SideState, read_side
 from ..journal import HEADER_SIZE
 from ..journal.segment import Header, encode_header
-from ..records.side import join_records, quote_name, side_message, split_records
+from ..records import NO_OID
+from ..records.side import (
+    SideRecord,
+    bucket_count,
+    bucket_name,
+    decode_records,
+    encode_meta,
+    encode_record,
+    join_records,
+    quote_name,
+    side_message,
+)
 from ..store import (
     BLOB,
     COMMIT,
@@ -44,13 +55,14 @@ from ..store import (
 from . import refs
 from .branch import Branch, Examined, examine
 from .names import Names
-from .report import Findings, several
+from .report import Findings
 from .salvage import IDENTITY, Salvage
 from .scan import BACKUP_PREFIX, Scan, Segment, look_into_cut
-from .walk import Broken, Walk
+from .walk import Mend, Walk
 
 BACKUP_REFS = b"refs/caiafs-backup/"
 _STEPS_BACK = 10_000
+_PASSES = 5
 
 TreeChanges = dict[bytes, tuple[int, bytes] | None]
 
@@ -73,7 +85,9 @@ class Repair:
     def run(self, seen: Examined) -> Examined:
         """Mend what *seen* has found; what a new look finds then. Raises CaiafsError, OSError."""
         os.makedirs(self._tmp, mode=0o700, exist_ok=True)
-        if self._mend_side(seen):
+        for _ in range(_PASSES):  # a record that goes may leave a hard link alone, and so on
+            if not self._mend_side(seen):
+                break
             seen = self._look()
         if seen.scan is not None:
             self._mend_journal(seen, seen.scan)
@@ -138,7 +152,7 @@ class Repair:
         if seen.lost_side is not None and self._swap(name, None, seen.lost_side):
             self._say(f"{os.fsdecode(name)} was gone: it is at {seen.lost_side.hex()[:12]} again")
             return True
-        if seen.side is not None and seen.walk.broken:
+        if seen.side is not None and (seen.walk.mends or seen.walk.meta_is_wrong):
             return self._prune(seen, seen.side, name)
         return False
 
@@ -207,13 +221,14 @@ class Repair:
         self._keep_ref(name, side.oid)
         old = self._store.commit(side.oid)
         with self._store.pack_writer(self._tmp) as packer:
-            root = _without(self._store, packer, side.root_side, seen.walk.broken)
+            metadata = _Metadata(self._store, packer, side, seen.walk.next_ino)
+            root = metadata.mended(seen.walk.mends)
+            meta = metadata.meta(seen.walk.links)
             entry = None if root is None else (DIRECTORY, root)
-            top = patch_tree(self._store.tree_bytes(old.tree), {b"root": entry})
+            top = patch_tree(self._store.tree_bytes(old.tree), {b"root": entry, b"meta": (REGULAR, meta)})
             # A parent that cannot be read would stop git gc for good; the backup ref has it.
-            parents = old.parents[1:] if seen.walk.has_bad_objects and side.commit else (side.oid,)
-            if not seen.walk.has_bad_objects and side.commit:
-                parents = (side.oid, side.commit)
+            parents: tuple[bytes, ...] = () if seen.walk.has_bad_objects else (side.oid,)
+            parents += () if side.commit is None else (side.commit,)
             message = side_message(side.commit, side.journal, side.position)
             now = int(time.time())
             data = encode_commit(
@@ -227,8 +242,7 @@ class Repair:
         finally:
             if pack is not None:
                 pack.release()
-        dropped = several(len(seen.walk.broken), "piece")
-        self._say(f"{dropped} of metadata, named above, taken out of {os.fsdecode(name)}")
+        self._say(f"{os.fsdecode(name)} was written anew, as {commit.hex()[:12]}")
         return True
 
     # ---- the journal
@@ -252,7 +266,7 @@ class Repair:
                 self._move(segment.path)
                 self._say(f"{segment.name} was moved into the backup")
             else:
-                self._mend_segment(scan, segment, cut)
+                self._mend_segment(seen.floor, scan, segment, cut)
         for path in (*(s.path for s in (*scan.alien, *cuts)), *(path for path, _ in scan.unreadable)):
             self._move(path)
             self._say(f"{os.path.basename(path)} was moved into the backup")
@@ -266,7 +280,7 @@ class Repair:
         keep = [segment for segment in scan.segments if cut is None or segment.start < cut]
         return cut, keep
 
-    def _mend_segment(self, scan: Scan, segment: Segment, cut: int | None) -> None:
+    def _mend_segment(self, floor: int, scan: Scan, segment: Segment, cut: int | None) -> None:
         limit = segment.limit if cut is None else min(segment.limit, cut - segment.start)
         if limit == segment.size and not segment.header:
             return
@@ -274,8 +288,9 @@ class Repair:
         fd = os.open(segment.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if segment.header:
-                base = min(scan.base, segment.start)
-                os.pwrite(fd, encode_header(Header(scan.id or os.urandom(16), segment.start, base)), 0)
+                base = min(floor, segment.start)
+                header = Header(scan.id or os.urandom(16), segment.start, base, segment.follows)
+                os.pwrite(fd, encode_header(header), 0)
                 self._say(f"{segment.name}: its header was written again")
             if limit < segment.size:
                 os.ftruncate(fd, max(limit, HEADER_SIZE))
@@ -300,43 +315,78 @@ class Repair:
             self._salvage = Salvage(Names())
 
 
-def _without(store: Store, packer: PackWriter, root: bytes | None, broken: list[Broken]) -> bytes | None:
-    """The side tree *root* without what is *broken* in it, and without directories that are empty then."""
-    changes: dict[tuple[bytes, ...], TreeChanges] = {}
-    gone: dict[tuple[tuple[bytes, ...], bytes], set[bytes]] = {}
-    for parts, entry, record in broken:
-        changes.setdefault(parts, {})
-        if record is None:
-            changes[parts][entry] = None
-        else:
-            gone.setdefault((parts, entry), set()).add(record)
-    for (parts, bucket), names in gone.items():
-        if bucket not in changes[parts]:
-            changes[parts][bucket] = _bucket_without(store, packer, _find(store, root, parts), bucket, names)
-    depth = max(map(len, changes), default=0)
-    for level in range(depth, -1, -1):
-        for parts in [parts for parts in changes if len(parts) == level]:
-            oid = _find(store, root, parts)
-            if oid is None:
+class _Metadata:
+    """The side tree of *side*, written again with changes; *next_ino* is free for new numbers."""
+
+    def __init__(self, store: Store, packer: PackWriter, side: SideState, next_ino: int) -> None:
+        self._store = store
+        self._packer = packer
+        self._side = side
+        self._next_ino = max(next_ino, side.meta.next_ino)
+
+    def meta(self, links: tuple[tuple[int, bytes], ...]) -> bytes:
+        """The `meta` blob that goes with it."""
+        meta = self._side.meta._replace(next_ino=self._next_ino, links=links)
+        return self._packer.add(BLOB, encode_meta(meta))
+
+    def mended(self, mends: list[Mend]) -> bytes | None:
+        """The root's side tree with all *mends* made, the deepest directories first; None if it is empty."""
+        by_place: dict[tuple[bytes, ...], list[Mend]] = {(): []}
+        for mend in mends:
+            by_place.setdefault(mend.parts, []).append(mend)
+        above: dict[tuple[bytes, ...], TreeChanges] = {}
+        new = self._side.root_side
+        for parts in _deepest_first(by_place):
+            old = _find(self._store, self._side.root_side, parts)
+            if old is None:
                 continue
-            tree = patch_tree(store.tree_bytes(oid), changes[parts])
-            new = packer.add(TREE, tree) if tree else None
-            if not parts:
-                return new
-            above = changes.setdefault(parts[:-1], {})
-            above.setdefault(b"=" + quote_name(parts[-1]), None if new is None else (DIRECTORY, new))
-    return root
+            changes = above.pop(parts, {})
+            changes.update(self._changes(old, by_place.get(parts, [])))
+            tree = patch_tree(self._store.tree_bytes(old), changes)
+            new = self._packer.add(TREE, tree) if tree else None
+            if parts:
+                entry = None if new is None else (DIRECTORY, new)
+                above.setdefault(parts[:-1], {})[b"=" + quote_name(parts[-1])] = entry
+        return new
+
+    def _changes(self, tree: bytes, mends: list[Mend]) -> TreeChanges:
+        changes: TreeChanges = {mend.entry: None for mend in mends if mend.entry}
+        if all(mend.entry for mend in mends):
+            return changes
+        buckets = {e.name: e.oid for e in self._store.tree(tree) if e.name.startswith(b"@")}
+        records: dict[bytes, SideRecord] = {}
+        for bucket, oid in buckets.items():
+            if bucket not in changes:
+                records.update((r.name, r) for r in decode_records(self._store.blob(oid)))
+                changes[bucket] = None
+        for mend in mends:
+            if mend.name and mend.fields is None:
+                records.pop(mend.name, None)
+            elif mend.name and mend.fields is not None:
+                records[mend.name] = self._changed(records.get(mend.name), mend.name, dict(mend.fields))
+        widths = {len(bucket) for bucket in buckets}
+        count = bucket_count(len(records), 16 ** (widths.pop() - 1) if len(widths) == 1 else 1)
+        grouped: dict[bytes, dict[bytes, bytes]] = {}
+        for name, record in records.items():
+            grouped.setdefault(bucket_name(name, count), {})[name] = encode_record(record)
+        for bucket, members in grouped.items():
+            changes[bucket] = REGULAR, self._packer.add(BLOB, join_records(members))
+        return changes
+
+    def _changed(self, record: SideRecord | None, name: bytes, fields: dict[str, int]) -> SideRecord:
+        if fields.get("ino") == 0:
+            fields["ino"] = self._next_ino
+            self._next_ino += 1
+        if record is None:
+            root, time = self._side.meta.root, self._side.meta.epoch
+            record = SideRecord(name, 0, 0, root.uid, root.gid, 1, 0, time, time, time, 0, 0, NO_OID)
+        return record._replace(**fields)  # type: ignore[arg-type]  # all that is ever changed are numbers
 
 
-def _bucket_without(
-    store: Store, packer: PackWriter, tree: bytes | None, bucket: bytes, names: set[bytes]
-) -> tuple[int, bytes] | None:
-    """The bucket of the side tree *tree* without the records of *names*; None if nothing is left."""
-    oid = {entry.name: entry.oid for entry in store.tree(tree)}.get(bucket) if tree is not None else None
-    if oid is None:
-        return None
-    records = {name: data for name, data in split_records(store.blob(oid)).items() if name not in names}
-    return (REGULAR, packer.add(BLOB, join_records(records))) if records else None
+def _deepest_first(places: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
+    """*places* and everything above them."""
+    found = {parts[:depth] for parts in places for depth in range(len(parts) + 1)}
+    return sorted(found, key=len, reverse=True)
 
 
 def _find(store: Store, root: bytes | None, parts: tuple[bytes, ...]) -> bytes | None:

@@ -75,6 +75,8 @@ class Segment:
     """What is wrong with the header; "" if nothing is."""
     base: int = 0
     """Git had all before this position when the segment was begun."""
+    follows: int = 0
+    """Where the bytes before it ended when it was begun; less than *start* after a torn end was cut off."""
     is_newer: bool = False
     """It is of a format that this version does not know."""
     limit: int = 0
@@ -152,8 +154,8 @@ class Scan:
         expected: int | None = None
         for index, segment in enumerate(self.segments):
             later = any(after.records for after in self.segments[index + 1 :])
-            if expected is not None and floor <= expected < segment.start:
-                size = segment.start - expected
+            if expected is not None and floor <= expected < segment.follows:
+                size = segment.follows - expected
                 follows = later or segment.records > 0
                 found.append(Damage(expected, size, "a segment is missing", None, 0, follows))
             for number, stretch in enumerate(segment.stretches):
@@ -171,7 +173,7 @@ class Scan:
         for segment in self.segments:
             if segment.end <= position:
                 continue
-            if expected is not None and segment.start != expected:
+            if expected is not None and segment.follows > expected:
                 return
             for record, at, _ in read_stretches(segment):
                 where = segment.start + at
@@ -207,7 +209,13 @@ def look(directory: str, expected_id: bytes) -> Scan:
     for index, segment in enumerate(scan.segments):
         following = starts[index + 1] if index + 1 < len(starts) else segment.start + segment.size
         segment.limit = min(segment.size, following - segment.start)
+        if segment.header:  # then nothing says that something is missing before it
+            segment.follows = min(segment.start, scan.segments[index - 1].end if index else segment.start)
         _walk(scan, segment)
+    for segment in scan.alien:
+        if not segment.is_newer:
+            segment.limit = segment.size
+            _walk(Scan(directory), segment)
     return scan
 
 
@@ -230,7 +238,7 @@ def _add(scan: Scan, path: str, start: int, status: os.stat_result) -> None:
 def _judge_header(segment: Segment, raw: bytes) -> None:
     header = decode_header(raw)
     if header is not None:
-        segment.id, segment.base = header.journal, header.base
+        segment.id, segment.base, segment.follows = header.journal, header.base, header.follows
         if header.start != segment.start:
             segment.header = f"its header says that it begins at position {header.start:016x}: it was renamed"
     elif len(raw) < HEADER_SIZE:

@@ -15,7 +15,6 @@ from ..errors import StoreError
 from ..filesystem.loader import HASHED_INO, SideState, hashed_ino
 from ..records import BadRecord
 from ..records.side import (
-    BUCKET_STEPS,
     SideRecord,
     bucket_name,
     decode_records,
@@ -29,18 +28,27 @@ from .report import Findings, Where, several, show
 OBJECTS, SIDE = "objects", "side ref"
 WHOLE = 1 << 20
 """Blobs up to so many bytes are read at once, larger ones in pieces."""
-_BUCKETS = {1, 4096, *(count for _, count in BUCKET_STEPS)}
+_WIDTHS = {1, 2, 3, 4}
+"""How long the name of a bucket can be: `@`, `@h`, `@hh`, `@hhh`."""
 BACK = "goes back to the newest metadata that reads well, or sets the side ref aside"
+_LOST = "drops them: what they said of owners, times, modes and attributes is lost"
 _DROP = "drops it from the metadata (the old state stays under refs/caiafs-backup/)"
+_SORT = "sorts the records again"
+_RENUMBER = "gives it a number of its own"
+_PLAIN = "gives it plain attributes"
 
 
-class Broken(NamedTuple):
-    """Something to be taken out of the side tree of the directory *parts*: the entry *entry*, or only the
-    record of *record* in it."""
+class Mend(NamedTuple):
+    """One change that mends the side tree of the directory *parts*.
+
+    *entry* goes away; or the record of *name* goes away, gets other *fields* (inode 0: a new number),
+    or is made from them; or, with neither, its records are sorted into their buckets again.
+    """
 
     parts: tuple[bytes, ...]
-    entry: bytes
-    record: bytes | None = None
+    entry: bytes = b""
+    name: bytes = b""
+    fields: tuple[tuple[str, int], ...] | None = None
 
 
 class Orphan(NamedTuple):
@@ -61,7 +69,6 @@ class _Side(NamedTuple):
     """One directory's side tree, taken apart."""
 
     records: dict[bytes, SideRecord]
-    buckets: dict[bytes, bytes]
     subtrees: dict[bytes, bytes]
     contents: dict[bytes, bytes]
     is_whole: bool
@@ -83,7 +90,9 @@ class Walk:
         self._highest = ROOT_INO
         self._stale = 0
         self.directories = 0
-        self.broken: list[Broken] = []
+        self.mends: list[Mend] = []
+        self.meta_is_wrong = False
+        """The next inode number or the table of hard links does not fit; `next_ino` and `links` do."""
         self.orphans: list[Orphan] = []
         self.side_is_lost = False
         """Not even the root of the metadata, or the commit that it belongs to, can be read."""
@@ -92,6 +101,17 @@ class Walk:
     def has_bad_objects(self) -> bool:
         """Whether something that was named is missing or damaged."""
         return bool(self._bad)
+
+    @property
+    def next_ino(self) -> int:
+        """The first inode number that no record has."""
+        return self._highest + 1
+
+    @property
+    def links(self) -> tuple[tuple[int, bytes], ...]:
+        """Every name of each inode that has several."""
+        several_names = (places for places in self._links.items() if len(places[1]) > 1)
+        return tuple(sorted((ino, at.path()) for ino, places in several_names for at in places))
 
     @property
     def objects(self) -> int:
@@ -150,7 +170,12 @@ class Walk:
 
     def _directory(self, place: _Place) -> list[_Place]:
         where = place.where
-        entries = {} if place.tree is None else {e.name: e for e in self._tree(place.tree, where) or ()}
+        entries: dict[bytes, TreeEntry] = {}
+        if place.tree is not None:
+            found = self._tree(place.tree, where)
+            if found is None:
+                return []  # its records cannot be judged
+            entries = {entry.name: entry for entry in found}
         side = self._side(place)
         below: list[_Place] = []
         for name in {**entries, **side.records, **side.subtrees}:
@@ -164,119 +189,131 @@ class Walk:
             is_directory = entry is not None and entry.mode in (DIRECTORY, GITLINK)
             if record is not None:
                 is_directory = stat.S_ISDIR(record.mode)
-                self._record(place, side, at, record, entry)
-            ino = hashed_ino(place.ino, name) if record is None else record.ino
+                self._record(side, at, record, entry)
             subtree = side.subtrees.get(name)
             if subtree is not None and not is_directory:
-                self._drop(
-                    place,
-                    f"{at}: metadata of a directory that is not there",
-                    b"=" + quote_name(name),
-                    at=_DROP,
-                )
-            elif is_directory:
+                is_directory = self._stray_subtree(side, at, entry)
+            if is_directory:
+                ino = hashed_ino(place.ino, name) if record is None else record.ino
                 tree = entry.oid if entry is not None and entry.mode == DIRECTORY else None
                 if tree is not None or subtree is not None:
                     below.append(_Place(at, ino, tree, subtree))
-        if place.side is not None:
-            self._contents(place, side)
+        self._contents(place, side, entries)
         return below
 
+    def _stray_subtree(self, side: _Side, at: Where, entry: TreeEntry | None) -> bool:
+        """Metadata of a directory that nothing else speaks of; True if it is one whose record is lost."""
+        if entry is None and not side.is_whole:
+            fields = (("mode", 0o040755), ("nlink", 2), ("ino", 0))
+            self._wrong(f"{at}: the record of this directory is lost", _PLAIN, at, fields)
+            return True
+        self._findings.problem(SIDE, f"{at}: metadata of a directory that is not there", _DROP)
+        self.mends.append(Mend(_above(at), b"=" + quote_name(at.name)))
+        return False
+
     def _side(self, place: _Place) -> _Side:
-        side = _Side({}, {}, {}, {}, True)
+        side = _Side({}, {}, {}, True)
         if place.side is None:
             return side
         self.directories += 1
         found = self._tree(place.side, place.where, beside=True)
         if found is None:
-            parts = place.where.parts()
-            if parts:
-                self.broken.append(Broken(tuple(parts[:-1]), b"=" + quote_name(parts[-1])))
-            self.side_is_lost |= not parts
-            return side._replace(is_whole=False)
+            if place.where.parent is not None:
+                self.mends.append(Mend(_above(place.where), b"=" + quote_name(place.where.name)))
+            else:
+                self.side_is_lost = True
+            return side
+        parts = tuple(place.where.parts())
         is_whole = True
         widths = {len(entry.name) for entry in found if entry.name.startswith(b"@")}
         for entry in found:
             kind, name = entry.name[:1], unquote_name(entry.name[1:])
             if kind == b"@":
-                is_whole &= self._bucket(place, side, entry, len(widths) == 1)
+                is_whole &= self._bucket(place.where, side, entry)
             elif kind == b"=":
                 side.subtrees[name] = entry.oid
             elif kind == b"~":
                 side.contents[name] = entry.oid
             else:
                 what = f"{show(entry.name)} in the metadata of {place.where} is nothing of caiafs"
-                self._drop(place, what, entry.name, at=_DROP)
-        if len(widths) > 1:
-            self._findings.problem(SIDE, f"{place.where}: its records are spread in two different ways")
+                self._findings.problem(SIDE, what, _DROP)
+                self.mends.append(Mend(parts, entry.name))
+        if len(widths) > 1 or not widths <= _WIDTHS:
+            self._findings.problem(SIDE, f"{place.where}: its records are spread in two ways", _SORT)
+            self.mends.append(Mend(parts))
         return side._replace(is_whole=is_whole)
 
-    def _bucket(self, place: _Place, side: _Side, entry: TreeEntry, alone: bool) -> bool:
+    def _bucket(self, where: Where, side: _Side, entry: TreeEntry) -> bool:
         """Take the records of one bucket in; False if it cannot be read."""
-        lost = "drops these records: what they said of owners, times, modes and attributes is lost"
-        if not self._blob(entry.oid, place.where, beside=f"the records {show(entry.name)} of "):
-            self.broken.append(Broken(tuple(place.where.parts()), entry.name))
+        parts = tuple(where.parts())
+        if not self._blob(entry.oid, where, beside=f"the records {show(entry.name)} of "):
+            self.mends.append(Mend(parts, entry.name))
             return False
         try:
             records = decode_records(self._store.blob(entry.oid))
         except BadRecord as error:
-            self._drop(place, f"{place.where}: its records {show(entry.name)}: {error}", entry.name, at=lost)
+            self._findings.problem(SIDE, f"{where}: its records {show(entry.name)}: {error}", _LOST)
+            self.mends.append(Mend(parts, entry.name))
             return False
         count = 16 ** (len(entry.name) - 1)
         for record in records:
-            at = Where(place.where, record.name)
-            if record.name in side.records:
-                self._drop(place, f"{at}: has two records", entry.name, record.name, at=_DROP)
-                continue
-            if count not in _BUCKETS or (alone and bucket_name(record.name, count) != entry.name):
-                self._drop(
-                    place, f"{at}: its record is in the wrong bucket", entry.name, record.name, at=_DROP
-                )
+            what = ""
+            if record.name in side.records:  # the loader takes the last one
+                what = "has two records"
+            elif len(entry.name) in _WIDTHS and bucket_name(record.name, count) != entry.name:
+                what = "its record is in the wrong bucket"
+            if what:
+                self._findings.problem(SIDE, f"{Where(where, record.name)}: {what}", _SORT)
+                self.mends.append(Mend(parts))
             side.records[record.name] = record
-            side.buckets[record.name] = entry.name
         return True
 
-    def _record(
-        self, place: _Place, side: _Side, at: Where, record: SideRecord, entry: TreeEntry | None
-    ) -> None:
+    def _record(self, side: _Side, at: Where, record: SideRecord, entry: TreeEntry | None) -> None:
         """One record that is in force."""
-        name = record.name
         content = entry.oid if entry is not None else None
         if entry is not None and stat.S_IFMT(record.mode) != _kind(entry.mode):
             what = f"{at}: recorded as mode {record.mode:o}, but git has {entry.mode:o}"
-            self._drop(place, what, side.buckets[name], name, at=_DROP)
+            self._wrong(what, _DROP, at, None)
+            return
         if entry is None and stat.S_ISREG(record.mode):
-            content = side.contents.get(name)
+            content = side.contents.get(record.name)
             if content is None:
                 what = f"{at}: its content, which git's tree cannot hold, is missing"
-                self._drop(place, what, side.buckets[name], name, at="drops the file")
-            elif not self._blob(content, at):
-                parts = tuple(place.where.parts())
-                self.broken += [
-                    Broken(parts, b"~" + quote_name(name)),
-                    Broken(parts, side.buckets[name], name),
-                ]
-        if stat.S_ISREG(record.mode) and content in self._sizes and self._sizes[content] != record.size:
-            what = f"{at}: recorded as {record.size} bytes long, but its content has {self._sizes[content]}"
-            self._drop(place, what, side.buckets[name], name, at=_DROP)
-        self._inode(
-            at, record._replace(oid=content or b"", git_mode=0, epoch=0, xattrs=(), target=b"", name=b"")
-        )
+                self._wrong(what, "drops the file", at, None)
+                return
+            if not self._blob(content, at, beside="the content of "):
+                parts = _above(at)
+                self.mends += [Mend(parts, b"~" + quote_name(record.name)), Mend(parts, name=record.name)]
+                return
+        size = self._sizes.get(content, record.size) if content is not None else record.size
+        if stat.S_ISREG(record.mode) and size != record.size:
+            what = f"{at}: recorded as {record.size} bytes long, but its content has {size}"
+            self._wrong(what, "corrects the size", at, (("size", size),))
+        same = record._replace(oid=content or b"", git_mode=0, epoch=0, xattrs=(), target=b"", name=b"")
+        self._inode(at, same)
 
-    def _contents(self, place: _Place, side: _Side) -> None:
+    def _contents(self, place: _Place, side: _Side, entries: dict[bytes, TreeEntry]) -> None:
         """Contents beside the tree that no record in force speaks of."""
         for name, oid in side.contents.items():
             record = side.records.get(name)
             if record is not None and stat.S_ISREG(record.mode):
                 continue
             at = Where(place.where, name)
-            if self._blob(oid, at):
-                self.orphans.append(Orphan((*place.where.parts(), name), oid))
-            if side.is_whole:
-                self._drop(
-                    place, f"{at}: a content beside the tree, but no record of it", b"~" + quote_name(name),
-                    at="saves it under lost+found and drops it from the metadata",
-                )  # fmt: skip
+            if not self._blob(oid, at, beside="the content of "):
+                self.mends.append(Mend(_above(at), b"~" + quote_name(name)))
+            elif record is None and name not in entries and not side.is_whole:
+                fields = (("mode", 0o100644), ("size", self._sizes[oid]), ("nlink", 1), ("ino", 0))
+                self._wrong(f"{at}: the record of this file is lost", _PLAIN, at, fields)
+            else:
+                saves = "saves it under lost+found and drops it from the metadata"
+                self._findings.problem(SIDE, f"{at}: a content beside the tree, but no record of it", saves)
+                self.orphans.append(Orphan((*_above(at), name), oid))
+                self.mends.append(Mend(_above(at), b"~" + quote_name(name)))
+
+    def _wrong(self, what: str, remedy: str, at: Where, fields: tuple[tuple[str, int], ...] | None) -> None:
+        """A problem of the record of *at*, which is dropped (None), or mended by other *fields*."""
+        self._findings.problem(SIDE, what, remedy)
+        self.mends.append(Mend(_above(at), name=at.name, fields=fields))
 
     # ---- inodes
 
@@ -285,43 +322,41 @@ class Walk:
         if ino < HASHED_INO:
             self._highest = max(self._highest, ino)
         is_linked = record.nlink > 1 and not stat.S_ISDIR(record.mode)
-        if is_linked:
-            self._links.setdefault(ino, []).append(at)
-        known = self._inos.get(ino)
-        if known is None and ino != ROOT_INO:
-            self._inos[ino] = at, record
-        elif known is None:
-            self._findings.problem(SIDE, f"{at}: has the root directory's inode number")
-        elif not is_linked or known[1].nlink < 2:
-            self._findings.problem(SIDE, f"{at} and {known[0]} are both inode {ino}, but not hard links")
+        known = self._inos.setdefault(ino, (at, record))
+        alone = (("ino", 0),) if stat.S_ISDIR(record.mode) else (("ino", 0), ("nlink", 1))
+        if ino == ROOT_INO:
+            self._wrong(f"{at}: has the root directory's inode number", _RENUMBER, at, alone)
+        elif known[0] is not at and (not is_linked or known[1].nlink < 2):
+            what = f"{at} and {known[0]} are both inode {ino}, but not hard links"
+            self._wrong(what, _RENUMBER, at, alone)
         elif known[1] != record:
-            self._findings.problem(
-                SIDE, f"{at} and {known[0]} are hard links of inode {ino}, but their records differ"
-            )
+            what = f"{at} and {known[0]} are hard links of inode {ino}, but their records differ"
+            self._wrong(what, _RENUMBER, at, alone)
+        elif is_linked:
+            self._links.setdefault(ino, []).append(at)
 
     def _judge_inodes(self, side: SideState) -> None:
+        found: list[str] = []
         if side.meta.next_ino <= self._highest:
-            self._findings.problem(
-                SIDE, f"the next inode number is {side.meta.next_ino}, but {self._highest} is in use already"
-            )
-        paths = {(ino, at.path()): at for ino, places in self._links.items() for at in places}
+            found.append(f"the next inode number is {side.meta.next_ino}, but {self._highest} is in use")
         listed = set(side.meta.links)
-        for ino, path in sorted(listed - paths.keys()):
-            self._findings.problem(
-                SIDE, f"the table of hard links names {show(path)} for inode {ino}: not there"
-            )
-        for ino, path in sorted(paths.keys() - listed):
-            self._findings.problem(
-                SIDE, f"{show(path)} is a hard link of inode {ino}, but not in the table of hard links"
-            )
+        there = {(ino, at.path()) for ino, places in self._links.items() for at in places}
+        for ino, path in sorted(listed - there):
+            found.append(f"the table of hard links names {show(path)} for inode {ino}: not there")
+        for ino, path in sorted(there - listed):
+            found.append(f"{show(path)} is a hard link of inode {ino}, but not in the table of hard links")
+        for what in found:
+            self.meta_is_wrong = True
+            self._findings.problem(SIDE, what, "writes it anew")
         if self._stale:
             return  # a name that changed outside is counted off with the next commit
         for ino, places in self._links.items():
             said = self._inos[ino][1].nlink
             if said != len(places):
-                self._findings.problem(
-                    SIDE, f"inode {ino} ({places[0]}) has {said} links, but {several(len(places), 'name')}"
-                )
+                what = f"inode {ino} ({places[0]}) has {said} links, but {several(len(places), 'name')}"
+                self._findings.problem(SIDE, what, "corrects the count")
+                for at in places:
+                    self.mends.append(Mend(_above(at), name=at.name, fields=(("nlink", len(places)),)))
 
     # ---- objects
 
@@ -357,13 +392,13 @@ class Walk:
         return False
 
     def _report(self, oid: bytes, where: Where, what: str) -> None:
-        remedy = "" if what == str(where) else "drops it: this metadata is lost"
+        remedy = "" if what == str(where) else _LOST.replace("drops them: ", "drops it: ")
         self._findings.problem(OBJECTS, f"{what} ({self._label}): {self._bad[oid]}", remedy)
 
-    def _drop(self, place: _Place, what: str, entry: bytes, record: bytes | None = None, *, at: str) -> None:
-        """A problem that is mended by taking *entry*, or *record* in it, out of the side tree."""
-        self.broken.append(Broken(tuple(place.where.parts()), entry, record))
-        self._findings.problem(SIDE, what, at)
+
+def _above(at: Where) -> tuple[bytes, ...]:
+    """The directory that *at* is in."""
+    return () if at.parent is None else tuple(at.parent.parts())
 
 
 def _applies(record: SideRecord, entry: TreeEntry | None) -> bool:
