@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.mounts import Mount, Mounts, caiafs, environment, is_mounted, run, wait_until
 from support.processes import Process, wait_gone
-from support.users import need_root
+from support.users import in_child, join, need_root, own_namespace
 
 
 def refused(status: int, *words: str | os.PathLike[str], says: str = "", **options: object) -> str:
@@ -171,6 +171,23 @@ def reachable_python() -> list[str]:
     if run(*plain, status=None, cwd="/").returncode == 0:
         return [sys.executable]
     return ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", sys.executable]
+
+
+def test_fuse_is_missing(mounts: Mounts) -> None:
+    """On a machine without /dev/fuse, as the child's own mount namespace is one."""
+    need_root()
+    mount = mounts.prepare()
+    run("git", "init", "-q", "--bare", mount.repository)
+
+    def inside() -> None:
+        own_namespace()
+        run("mount", "-t", "tmpfs", "none", "/dev")
+        for name, minor in (("null", 3), ("zero", 5), ("random", 8), ("urandom", 9)):
+            os.mknod(f"/dev/{name}", 0o20666, os.makedev(1, minor))
+        refused(32, "mount", mount.repository, mount.path, says="/dev/fuse")
+        assert caiafs("doctor", status=1).stdout.count("/dev/fuse")
+
+    join(in_child(inside))
 
 
 # Commands on a mount

@@ -324,13 +324,13 @@ class Mount:
             run("fusermount3", "-uz", self.path, status=None)
 
     def serves(self) -> bool:
+        """Whether a daemon answers there: neither a stale mount nor the directory below."""
         try:
-            os.stat(self.path)
+            return os.stat(self.path).st_dev != os.stat(self.base).st_dev
         except OSError as error:
             if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
                 return False
             raise
-        return True
 
 
 class Mounts:

@@ -7,7 +7,9 @@ with it, so what happens in between is judged as for any ordinary user.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from functools import partial
 
 import pytest
 
+_CLONE_NEWNS = 0x20000
 ALICE = 65534
 BOB = 65533
 CAROL = 65532
@@ -59,6 +62,14 @@ def in_child(work: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def own_namespace() -> None:
+    """From here on the mounts of this process are its own and end with it. For children, of root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 def together(count: int, work: Callable[[int], object]) -> None:
