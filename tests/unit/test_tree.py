@@ -8,7 +8,18 @@ import stat
 import pytest
 
 from caiafs.memory import MemoryTier
-from caiafs.records import RENAME_EXCHANGE, SET_MODE, SET_SIZE, Create, Link, Remove, Rename, SetAttr, Write
+from caiafs.records import (
+    RENAME_EXCHANGE,
+    SET_MODE,
+    SET_SIZE,
+    Create,
+    Link,
+    Record,
+    Remove,
+    Rename,
+    SetAttr,
+    Write,
+)
 from caiafs.store import storable_entry
 from caiafs.tree import Directory, EntryState, File, Loaded, Settled, Tree
 from caiafs.tree.nodes import state_of
@@ -24,7 +35,7 @@ class Driver:
         self.rng = random.Random(seed)
         self.position = 0
 
-    def apply(self, record: object) -> None:
+    def apply(self, record: Record) -> None:
         self.position += 10_000
         self.tree.apply(record, self.position)
 
@@ -48,7 +59,9 @@ class Driver:
         folders = [n for n in tree.nodes.values() if isinstance(n, Directory)]
         files = [n for n in tree.nodes.values() if isinstance(n, File)]
         parent, other = rng.choice(folders), rng.choice(folders)
-        name = rng.choice(list(parent.children) or [b""])
+        children = parent.children
+        assert children is not None
+        name = rng.choice(list(children) or [b""])
         fresh = b"n%d" % self.position
         kind = rng.randrange(7)
         if kind == 0 or not files or not name:
@@ -56,7 +69,7 @@ class Driver:
         elif kind == 1:
             self.apply(Link(rng.choice(files).ino, parent.ino, 1, fresh))
         elif kind == 2:
-            node = parent.children[name]
+            node = children[name]
             if not (isinstance(node, Directory) and node.children):
                 self.apply(Remove(parent.ino, self.position, name))
         elif kind == 3:
@@ -65,7 +78,7 @@ class Driver:
             self.apply(SetAttr(rng.choice(files).ino, SET_MODE, rng.randrange(0o777), 0, 0, 0, 0, 0, 0))
         elif kind == 5:
             self.apply(SetAttr(rng.choice(files).ino, SET_SIZE, 0, 0, 0, rng.randrange(99), 0, 0, 0))
-        elif not isinstance(parent.children[name], Directory):
+        elif not isinstance(children[name], Directory):
             self.rename(parent.ino, name, other.ino, fresh)
 
 
