@@ -348,11 +348,15 @@ class Store:
         return PackWriter(self._odb.path, tmp_dir)
 
     def clear_stale(self, tmp_dir: str) -> int:
-        """Remove what a worker that was killed left behind: temporary files and `.keep`s; how many.
+        """Remove what a worker that was killed left behind: temporary files, `.keep`s, ref locks; how many.
 
-        Files of living processes are locked and stay. Ref locks stay, too: nothing proves whose they are.
+        Files of living processes are locked and stay, and so do locks of other git processes.
         """
-        return clear_stale_temps(tmp_dir) + clear_stale_keeps(os.path.join(self._odb.path, "pack"))
+        return (
+            self._refs.clear_stale_locks()
+            + clear_stale_temps(tmp_dir)
+            + clear_stale_keeps(os.path.join(self._odb.path, "pack"))
+        )
 
     def pack_count(self) -> int:
         """Packs that consolidation may join (those with `.keep` not counted)."""

@@ -12,8 +12,10 @@ somebody left behind is never removed: nothing proves whose it is.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import threading
 import time
 
 from dulwich.refs import Ref, check_ref_format
@@ -35,6 +37,7 @@ class Refs:
     """The refs of one repository (*git_dir* is the common directory). Safe to use from several threads."""
 
     def __init__(self, git_dir: str, log_new_refs: bool) -> None:
+        self._marks = os.path.join(git_dir, "caiafs", "locks")
         self._dir = git_dir
         self._log_new_refs = log_new_refs
         self._durable: set[tuple[str, int]] = set()
@@ -82,39 +85,88 @@ class Refs:
         self, name: bytes, path: str, old: bytes | None, new: bytes, message: bytes, who: bytes
     ) -> bool:
         lock = path + ".lock"
-        fd = self._take_lock(name, path, lock)
+        fd, mark = self._take_lock(name, path, lock)
         try:
-            try:
-                if self._read_one(name) != old:
-                    os.unlink(lock)
-                    return False
-                self._refuse_conflicts(name)
-                os.write(fd, new.hex().encode() + b"\n")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            if self._read_one(name) != old:
+                os.unlink(lock)
+                return False
+            self._refuse_conflicts(name)
+            os.write(fd, new.hex().encode() + b"\n")
+            os.fsync(fd)
             self._log(name, old, new, message, who)
             _rename_over(lock, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)
             raise
+        finally:
+            if mark is not None:
+                os.unlink(mark)
+            os.close(fd)
         self._sync_directories(os.path.dirname(path))
         return True
 
-    def _take_lock(self, name: bytes, path: str, lock: str) -> int:
-        for attempt in range(10):
-            self._make_parents(name, path)
+    def _take_lock(self, name: bytes, path: str, lock: str) -> tuple[int, str | None]:
+        """The ref's lock as an open file, and the mark that proves it ours (see `clear_stale_locks`)."""
+        fd, mark = self._make_mark(name)
+        try:
+            for attempt in range(10):
+                self._make_parents(name, path)
+                try:
+                    if mark is None:
+                        return os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), None
+                    os.link(mark, lock)
+                    return fd, mark
+                except FileExistsError:
+                    raise RefLocked(
+                        f"{lock} exists: another git process holds the ref; if none runs, remove the file"
+                    ) from None
+                except FileNotFoundError:
+                    if attempt == 9:  # git pack-refs removes directories it emptied: make them again
+                        raise
+            raise AssertionError("not reached")
+        except BaseException:
+            if mark is not None:
+                os.unlink(mark)
+                os.close(fd)
+            raise
+
+    def _make_mark(self, name: bytes) -> tuple[int, str | None]:
+        """A file that becomes the lock by link(2): one inode, locked as long as this process lives."""
+        quoted = os.fsdecode(name.replace(b"%", b"%25").replace(b"/", b"%2F"))
+        if len(os.fsencode(quoted)) > 200:
+            return -1, None
+        os.makedirs(self._marks, mode=0o700, exist_ok=True)
+        mark = os.path.join(self._marks, f"{quoted}.{os.getpid()}-{threading.get_ident()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(mark)
+        fd = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd, mark
+
+    def clear_stale_locks(self) -> int:
+        """Remove the ref locks that processes of ours left when they were killed; how many.
+
+        A lock is known to be ours by its inode, which a mark has too, and to be stale because nobody
+        holds the mark's flock any more. Locks of other git processes stay.
+        """
+        cleared = 0
+        for entry in os.listdir(self._marks) if os.path.isdir(self._marks) else ():
+            mark = os.path.join(self._marks, entry)
+            name = os.fsencode(entry.rpartition(".")[0]).replace(b"%2F", b"/").replace(b"%25", b"%")
+            lock = self._path(name) + ".lock"
+            fd = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                return os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            except FileExistsError:
-                raise RefLocked(
-                    f"{lock} exists: another git process holds the ref; if none runs, remove the file"
-                ) from None
-            except FileNotFoundError:
-                if attempt == 9:  # git pack-refs removes directories it emptied: make them again
-                    raise
-        raise AssertionError("not reached")
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(lock) and os.path.samestat(os.fstat(fd), os.stat(lock)):
+                    os.unlink(lock)
+                    cleared += 1
+                os.unlink(mark)
+            except BlockingIOError:
+                pass  # its process lives
+            finally:
+                os.close(fd)
+        return cleared
 
     def _sync_directories(self, directory: str) -> None:
         """The ref's directory, and the parents that this process did not sync before, whoever made them."""

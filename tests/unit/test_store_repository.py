@@ -340,8 +340,9 @@ def test_the_ref_and_its_directories_are_synced(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert store.swap_ref(b"refs/heads/deep/er/x", None, a, b"x", WHO)
+    # The lock file is synced under its other name, by which a killed process's lock is known to be ours.
+    assert synced.pop(0).startswith("caiafs/locks/refs%2Fheads%2Fdeep%2Fer%2Fx.")
     assert synced == [
-        "refs/heads/deep/er/x.lock",
         "refs/heads/deep/er",
         "refs/heads/deep",
         "refs/heads",
@@ -580,3 +581,25 @@ def test_a_very_deep_difference_does_not_exhaust_the_stack(tmp_path: Path) -> No
         tips.append(oid)
     (change,) = store.diff(*tips)
     assert len(change.path) == 3000
+
+
+def test_lock_of_a_killed_process_of_ours_is_cleared_and_no_other(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=None)
+    lock = Path(store.git_dir, "refs/heads/main.lock")
+    child = os.fork()
+    if child == 0:
+        store._refs._take_lock(b"refs/heads/main", str(lock)[:-5], str(lock))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert lock.exists()
+    with pytest.raises(RefLocked):
+        store.swap_ref(b"refs/heads/main", None, a, b"x", WHO)
+    store.clear_stale(str(tmp_path))
+    assert not lock.exists()
+    lock.write_bytes(b"")  # somebody else's
+    store.clear_stale(str(tmp_path))
+    assert lock.exists()
+    lock.unlink()
+    assert store.swap_ref(b"refs/heads/main", None, a, b"x", WHO)
+    assert not list(Path(store.git_dir, "caiafs", "locks").iterdir())
