@@ -25,10 +25,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from ..errors import CaiafsError, StoreError
-from ..filesystem.loader import SideState, read_side
+from ..filesystem.loader import HASHED_INO, SideState, read_side
 from ..journal import HEADER_SIZE
 from ..journal.segment import Header, encode_header
-from ..records import NO_OID
+from ..records import NO_OID, Adopt, Create, Name
 from ..records.side import (
     SideRecord,
     bucket_count,
@@ -57,7 +57,7 @@ from .branch import Branch, Examined, examine
 from .names import Names
 from .report import Findings
 from .salvage import IDENTITY, Salvage
-from .scan import BACKUP_PREFIX, Scan, Segment, look_into_cut
+from .scan import BACKUP_PREFIX, Scan, Segment, look_into_cut, read_stretches
 from .walk import Mend, Walk
 
 BACKUP_REFS = b"refs/caiafs-backup/"
@@ -221,7 +221,8 @@ class Repair:
         self._keep_ref(name, side.oid)
         old = self._store.commit(side.oid)
         with self._store.pack_writer(self._tmp) as packer:
-            metadata = _Metadata(self._store, packer, side, seen.walk.next_ino)
+            free = max(seen.walk.next_ino, _next_in_journal(seen.scan))
+            metadata = _Metadata(self._store, packer, side, free)
             root = metadata.mended(seen.walk.mends)
             meta = metadata.meta(seen.walk.links)
             entry = None if root is None else (DIRECTORY, root)
@@ -381,6 +382,20 @@ class _Metadata:
             root, time = self._side.meta.root, self._side.meta.epoch
             record = SideRecord(name, 0, 0, root.uid, root.gid, 1, 0, time, time, time, 0, 0, NO_OID)
         return record._replace(**fields)  # type: ignore[arg-type]  # all that is ever changed are numbers
+
+
+def _next_in_journal(scan: Scan | None) -> int:
+    """The first inode number that no record of the journal has."""
+    highest = 0
+    for segment in scan.segments if scan is not None else ():
+        for record, _, _ in read_stretches(segment, beyond=True):
+            if isinstance(record, Create | Name):
+                found = record.ino
+            else:
+                found = max((e.ino for e in record.entries), default=0) if isinstance(record, Adopt) else 0
+            if highest < found < HASHED_INO:
+                highest = found
+    return highest + 1
 
 
 def _deepest_first(places: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
