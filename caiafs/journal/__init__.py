@@ -183,6 +183,8 @@ class Journal:
         return [begin + place for place in places]
 
     def _write(self, segment: Segment, buffers: list[bytes], size: int) -> None:
+        if len(buffers) > 500:
+            buffers = [b"".join(buffers)]  # writev(2) takes 1,024 pieces
         try:
             written = self._disk.writev(segment.fd, buffers)
             while written < size:

@@ -802,7 +802,6 @@ def deep(core: Core) -> int:
     return trio.run(descend)
 
 
-@pytest.mark.xfail(strict=True, reason="writev(2) takes 1,024 pieces: EINVAL beyond about 510 levels")
 def test_a_change_below_a_deep_path_is_recorded_after_a_freeze(core: Core) -> None:
     """B15: each directory above is named for recovery, and there was one call for each."""
     bottom = deep(core)
