@@ -1,0 +1,151 @@
+"""The inodes that are loaded, and loading the others: the lowest layer of the filesystem.
+
+A directory is read from git when it is looked into, in a thread, under `operation_timeout`. What
+nobody uses is unloaded again when inodes take half of the memory budget.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import trio
+
+from ..config import Config
+from ..errors import CaiafsError, FSError
+from ..journal import Journal
+from ..memory import MemoryTier
+from ..metrics import Metrics
+from ..tree import Directory, Node, Tree
+from .contents import BlobSource, Contents
+from .loader import Loader, Place
+
+NODE_COST = 700
+"""Bytes that a loaded inode costs, its names and its place in the directory included (measured)."""
+
+
+class Directories:
+    """Inodes by number, and the entries of directories."""
+
+    def __init__(
+        self, config: Config, tree: Tree, memory: MemoryTier, journal: Journal, store: BlobSource,
+        loader: Loader, metrics: Metrics, spool: str,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.tree = tree
+        self.memory = memory
+        self.journal = journal
+        self.metrics = metrics
+        self._loader = loader
+        self.contents = Contents(store, journal, memory, metrics, spool, self.ask)
+        self._threads = trio.CapacityLimiter(4)
+        self._loading: dict[int, trio.Event] = {}
+        self._loaded: dict[Directory, None] = {}
+        self._swept_at = 0
+
+    def node(self, ino: int) -> Node:
+        """The inode *ino*. Raises FSError(ESTALE) if there is none."""
+        node = self.tree.nodes.get(ino)
+        if node is None:
+            raise FSError(errno.ESTALE)
+        return node
+
+    def directory(self, ino: int) -> Directory:
+        """The directory *ino*. Raises FSError(ENOTDIR, ESTALE)."""
+        node = self.node(ino)
+        if not isinstance(node, Directory):
+            raise FSError(errno.ENOTDIR)
+        return node
+
+    # ---- git, in threads
+
+    async def ask(
+        self, function: Callable[..., Any], *arguments: Any, operation: str = "get", patient: bool = False
+    ) -> Any:
+        """The store's answer. Raises FSError: ETIMEDOUT past `operation_timeout`, EIO for damage.
+
+        A *patient* call may take as long as it needs: it moves a large amount of data.
+        """
+        timeout = float("inf") if patient else self.config.operation_timeout
+        with self.metrics.timed("git", operation), trio.move_on_after(timeout):
+            try:
+                return await trio.to_thread.run_sync(
+                    partial(function, *arguments), abandon_on_cancel=True, limiter=self._threads
+                )
+            except CaiafsError as error:
+                raise FSError(errno.EIO, str(error)) from error
+            except OSError as error:
+                raise FSError(error.errno or errno.EIO, str(error)) from error
+        raise FSError(errno.ETIMEDOUT, f"git did not answer within {timeout:g} s")
+
+    async def children(self, directory: Directory) -> dict[bytes, Node]:
+        """The entries of *directory*, loaded if they were not."""
+        while directory.children is None:
+            waiting = self._loading.get(directory.ino)
+            if waiting is not None:
+                await waiting.wait()
+                continue
+            event = self._loading[directory.ino] = trio.Event()
+            try:
+                entries = await self.ask(self._loader.directory, _place(directory), operation="list")
+                self._install(directory, entries)
+            finally:
+                del self._loading[directory.ino]
+                event.set()
+        return directory.children
+
+    def _load_now(self, directory: Directory) -> dict[bytes, Node]:
+        """Load in the calling thread: at start only, before anyone waits for an answer."""
+        if directory.children is None:
+            self._install(directory, self._loader.directory(_place(directory)))
+        assert directory.children is not None
+        return directory.children
+
+    def _unloaded(self, top: Directory) -> Iterator[Directory]:
+        """Directories at or below *top* that must still be loaded, until none is left."""
+        while True:
+            found = next((d for d in _directories(top) if d.children is None), None)
+            if found is None:
+                return
+            yield found
+
+    def _install(self, directory: Directory, entries: Any) -> None:
+        self.tree.load(directory, entries)
+        self._loaded[directory] = None
+        self._account()
+
+    # ---- what it costs
+
+    def _account(self) -> None:
+        """Tell the memory tier what the inodes cost; unload directories that nobody uses when it is much."""
+        count = len(self.tree.nodes)
+        self.memory.reserve(count * NODE_COST)
+        if count * NODE_COST > self.memory.limit // 2 and count > self._swept_at * 1.1:
+            self._sweep(self.memory.limit // 2 // NODE_COST)
+            self._swept_at = len(self.tree.nodes)
+            self.memory.reserve(self._swept_at * NODE_COST)
+
+    def _sweep(self, goal: int) -> None:
+        """Unload directories, the longest loaded first, until at most *goal* inodes are left."""
+        for directory in list(self._loaded):
+            if len(self.tree.nodes) <= goal:
+                return
+            if self.tree.get(directory.ino) is not directory or directory.children is None:
+                del self._loaded[directory]
+            elif directory.ino not in self._loading and self.tree.can_unload(directory):
+                self.tree.unload(directory)
+                del self._loaded[directory]
+
+
+def _place(directory: Directory) -> Place:
+    return Place(directory.ino, directory.tree_oid, directory.side_oid, directory.epoch)
+
+
+def _directories(top: Directory) -> Iterator[Directory]:
+    waiting = [top]
+    while waiting:
+        directory = waiting.pop()
+        yield directory
+        waiting += [child for child in (directory.children or {}).values() if isinstance(child, Directory)]

@@ -1,0 +1,198 @@
+"""Names: lookup, create, link, remove, rename. Each checks what POSIX asks, then records.
+
+Directories are loaded before, where an await is allowed: what was checked before it is checked
+again after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Protocol
+
+from ..errors import FSError
+from ..records import RENAME_EXCHANGE, Create, Link, Remove, Rename
+from ..tree import Directory, Node, Symlink
+from . import acl
+from .recording import Recording
+
+RENAME_NOREPLACE = 1
+NAME_MAX = 255
+LINK_MAX = 65000
+
+
+class Caller(Protocol):
+    """Who asks: pyfuse3's RequestContext, or anything like it."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+
+
+class Names(Recording):
+    """What is in a directory, and changing it."""
+
+    async def lookup(self, parent: int, name: bytes) -> Node | None:
+        """What *name* is in the directory *parent*; None if there is no such name."""
+        directory = self.directory(parent)
+        children = directory.children
+        if children is None:
+            children = await self.children(directory)
+        node = children.get(name)
+        if node is None and len(name) > NAME_MAX:
+            raise FSError(errno.ENAMETOOLONG)
+        return node
+
+    async def _place_for(self, parent: int, name: bytes) -> Directory:
+        """The directory in which *name* is to be made; it was free a moment ago."""
+        if len(name) > NAME_MAX:
+            raise FSError(errno.ENAMETOOLONG)
+        directory = self.directory(parent)
+        children = await self.children(directory)
+        if directory.nlink == 0:
+            raise FSError(errno.ENOENT)
+        if name in children:
+            raise FSError(errno.EEXIST)
+        return directory
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
+    ) -> Node:
+        """A new inode of the kind that *mode* says, owned by *caller* (open, mkdir, mknod, symlink)."""
+        await self._room(0)
+        directory = await self._place_for(parent, name)
+        is_directory = stat.S_ISDIR(mode)
+        gid = caller.gid
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            if is_directory:
+                mode |= stat.S_ISGID
+        xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        default = directory.xattrs.get(acl.DEFAULT) if directory.xattrs else None
+        if default is not None and not stat.S_ISLNK(mode):
+            mode, xattrs = acl.inherited(default, mode, is_directory)
+        ino = self.tree.next_ino
+        self._record(
+            Create(parent, ino, mode, caller.uid, gid, rdev, self.now(), name, target, xattrs), directory
+        )
+        if ino & 0xFF == 0:
+            self._account()
+        return self.tree.nodes[ino]
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Node:
+        """One more name for the file *ino*."""
+        directory = await self._place_for(parent, name)
+        node = self.node(ino)
+        if isinstance(node, Directory):
+            raise FSError(errno.EPERM)
+        if node.nlink == 0:
+            raise FSError(errno.ENOENT)
+        if node.nlink >= LINK_MAX:
+            raise FSError(errno.EMLINK)
+        self._record(Link(ino, parent, self.now(), name), node, directory)
+        return node
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """Take a name from a file."""
+        directory = self.directory(parent)
+        node = (await self.children(directory)).get(name)
+        if node is None:
+            raise FSError(errno.ENOENT)
+        if isinstance(node, Directory):
+            raise FSError(errno.EISDIR)
+        self._record(Remove(parent, self.now(), name), directory)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        directory = self.directory(parent)
+        while True:
+            node = (await self.children(directory)).get(name)
+            if node is None:
+                raise FSError(errno.ENOENT)
+            if not isinstance(node, Directory):
+                raise FSError(errno.ENOTDIR)
+            if node.children is not None:
+                break
+            await self.children(node)
+        if node.children:
+            raise FSError(errno.ENOTEMPTY)
+        self._record(Remove(parent, self.now(), name), directory)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """rename(2) and renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise FSError(errno.EINVAL)
+        if len(new_name) > NAME_MAX:
+            raise FSError(errno.ENAMETOOLONG)
+        old, new = self.directory(parent), self.directory(new_parent)
+        while True:
+            node = (await self.children(old)).get(name)
+            target = (await self.children(new)).get(new_name)
+            if node is None or new.nlink == 0:
+                raise FSError(errno.ENOENT)
+            missing = self._to_load_for_rename(old, name, node, new, new_name, target, flags)
+            if missing is None and old.children is not None:
+                break
+            if missing is not None:
+                await self.children(missing)
+        if target is not None and flags & RENAME_NOREPLACE:
+            raise FSError(errno.EEXIST)
+        if flags & RENAME_EXCHANGE:
+            if target is None:
+                raise FSError(errno.ENOENT)
+            if self._is_inside(old, target):
+                raise FSError(errno.EINVAL)
+        elif target is not None and target is not node:
+            if isinstance(target, Directory):
+                if not isinstance(node, Directory):
+                    raise FSError(errno.EISDIR)
+                if target.children:
+                    raise FSError(errno.ENOTEMPTY)
+            elif isinstance(node, Directory):
+                raise FSError(errno.ENOTDIR)
+        if self._is_inside(new, node):
+            raise FSError(errno.EINVAL)
+        if target is node:
+            return
+        record = Rename(parent, new_parent, self.now(), flags & RENAME_EXCHANGE, name, new_name)
+        self._record(record, old, new)
+
+    def _to_load_for_rename(
+        self, old: Directory, name: bytes, node: Node, new: Directory, new_name: bytes, target: Node | None,
+        flags: int,
+    ) -> Directory | None:  # fmt: skip
+        """A directory that must be loaded before the rename can be judged or carried out."""
+        if isinstance(target, Directory) and target.children is None:
+            return target
+        movers: list[tuple[Node | None, Directory, bytes]] = [(node, new, new_name)]
+        if flags & RENAME_EXCHANGE:
+            movers.append((target, old, name))
+        for mover, goal, goal_name in movers:
+            if isinstance(mover, Directory) and self.tree.crosses(mover, goal, goal_name):
+                found = next(self._unloaded(mover), None)
+                if found is not None:
+                    return found
+        return None
+
+    @staticmethod
+    def _is_inside(directory: Directory, top: Node) -> bool:
+        step: Directory | None = directory
+        while step is not None:
+            if step is top:
+                return True
+            step = step.parent
+        return False
+
+    async def readlink(self, ino: int) -> bytes:
+        """The target of a symbolic link."""
+        node = self.node(ino)
+        if not isinstance(node, Symlink):
+            raise FSError(errno.EINVAL)
+        if node.target is None:
+            if node.oid is None:
+                raise FSError(errno.EIO, f"symlink {ino} has no target")
+            target = await self.contents.blob(node.oid)
+            if node.target is None:
+                node.target = target
+        return node.target
