@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: demo test check lint format setup
+.PHONY: demo test check lint format setup bench bench-quick
 
 demo:
 	@sh .ci/demo
@@ -18,5 +18,15 @@ lint:
 	@sh .ci/lint
 
 format: setup
-	.venv/bin/ruff format caiafs tests
-	.venv/bin/ruff check --fix caiafs tests
+	.venv/bin/ruff format caiafs tests bench
+	.venv/bin/ruff check --fix caiafs tests bench
+
+# caiafs and its peers at the same work (docs/performance.md). BENCH_ARGS chooses, for example
+# make bench BENCH_ARGS='--cases create,unlink --peers caiafs,bindfs --rounds 3'; --help has the rest.
+BENCH_ARGS =
+
+bench: setup
+	.venv/bin/python -m bench $(BENCH_ARGS)
+
+bench-quick: setup
+	.venv/bin/python -m bench --quick $(BENCH_ARGS)

@@ -1,0 +1,56 @@
+"""How many requests the kernel sent for a piece of work: round trips decide, on any machine.
+
+caiafs counts every request that it answers (caiafs_fuse_request_seconds_count in `.stats/caiafs.prom`).
+Reading that file is itself a few requests; they are measured once and taken off.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+_COUNT = re.compile(rb'^caiafs_fuse_request_seconds_count\{op="(\w+)"\} ([\d.e+]+)$', re.MULTILINE)
+CALM = 0.03
+"""Seconds for what the kernel sends without waiting for it (RELEASE) to arrive."""
+
+
+def counts(path: str) -> dict[str, int]:
+    """Requests answered since the mount, by kind."""
+    with open(path, "rb") as stream:
+        return {name.decode(): int(float(count)) for name, count in _COUNT.findall(stream.read())}
+
+
+def difference(later: dict[str, int], earlier: dict[str, int]) -> dict[str, int]:
+    return {
+        name: count - earlier.get(name, 0) for name, count in later.items() if count != earlier.get(name, 0)
+    }
+
+
+class Meter:
+    """Marks the part of a work that is measured; *path* is caiafs' metrics file, or None for a peer."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._before: dict[str, int] = {}
+        self._found: dict[str, float] = {}
+
+    def begin(self) -> None:
+        if self._path is not None:
+            time.sleep(CALM)
+            self._before = counts(self._path)
+
+    def end(self, operations: int) -> None:
+        """*operations* were done since begin()."""
+        if self._path is not None and operations:
+            time.sleep(CALM)
+            after = counts(self._path)
+            time.sleep(CALM)
+            own = difference(counts(self._path), after)
+            found = difference(after, self._before)
+            for name in found:
+                net = found[name] - own.get(name, 0)
+                if net > 0:
+                    self._found[name] = round(net / operations, 3)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {"requests": self._found} if self._path is not None else {}
