@@ -58,6 +58,15 @@ class Process:
                 return int(line.split()[1]) * 1024
         return 0
 
+    def catches(self, number: int) -> bool:
+        """Whether it has a handler for this signal, which would end it otherwise."""
+        try:
+            text = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
+        (mask,) = (int(line.split()[1], 16) for line in text.splitlines() if line.startswith("SigCgt:"))
+        return bool(mask >> (number - 1) & 1)
+
     def describe(self) -> str:
         try:
             words = (
