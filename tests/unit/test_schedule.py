@@ -1,0 +1,268 @@
+"""When a commit is made, and what happens when git says no: on a clock that only the test moves.
+
+The worker is the real one, in this process; it can be told to refuse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from support.core import Core, LocalWorker
+from test_store_support import fsck
+from test_store_support import git as run_git
+
+from caiafs.committer.process import Refused, WorkerGone, WorkerProcess
+from caiafs.errors import StoreError
+
+
+class Stubborn:
+    """A worker that refuses as long as it was told to; notes when it was asked to commit."""
+
+    def __init__(self, real: LocalWorker) -> None:
+        self.real = real
+        self.refusals: list[StoreError] = []
+        self.asked: list[float] = []
+        self.gate: trio.Event | None = None
+
+    async def tell(self, *message: Any) -> None:
+        await self.real.tell(*message)
+
+    async def ask(self, *message: Any) -> Any:
+        if message[0] == "commit":
+            self.asked.append(trio.current_time())
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.refusals:
+                self.real._directories = {}
+                raise self.refusals.pop(0)
+        return await self.real.ask(*message)
+
+
+class Stage:
+    """A core, its committer running, and the clock."""
+
+    def __init__(self, core: Core, worker: Stubborn, clock: trio.testing.MockClock) -> None:
+        self.core = core
+        self.worker = worker
+        self.clock = clock
+        self.names = iter(range(10**6))
+
+    async def change(self, data: bytes = b"x") -> None:
+        await self.core.put(b"file%d" % next(self.names), data)
+        await idle()
+
+    async def after(self, seconds: float) -> int:
+        """Let *seconds* pass; how many commits there are then."""
+        self.clock.jump(seconds)
+        await idle()
+        return self.commits
+
+    @property
+    def commits(self) -> int:
+        return self.core.committer.commits
+
+
+async def idle() -> None:
+    """Everybody did what can be done without time going by. Loading a directory takes a thread, too."""
+    for _ in range(3):
+        await trio.testing.wait_all_tasks_blocked(0.005)
+
+
+Play = Callable[[Callable[[Stage], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Play]:
+    """Plays a scene on a stage; an indirect parameter holds options for Config."""
+    options = {"commit_quiet": 1.0, "commit_interval": 30.0, **getattr(request, "param", {})}
+    core = Core(tmp_path, **options)
+    stubborn = Stubborn(core.worker)
+    core.use(cast(WorkerProcess, stubborn))
+    core.worker = stubborn.real
+
+    def run(scene: Callable[[Stage], Awaitable[None]]) -> None:
+        clock = trio.testing.MockClock()
+
+        async def main() -> None:
+            async with running(core):
+                await idle()
+                await scene(Stage(core, stubborn, clock))
+
+        trio.run(main, clock=clock)
+
+    yield run
+    stubborn.refusals.clear()
+    stubborn.gate = None
+    core.run(core.committer.drain)
+    assert not fsck(core.git_dir)
+    core.close()
+
+
+@contextlib.asynccontextmanager
+async def running(core: Core) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(core.committer.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def test_a_commit_comes_after_a_quiet_moment(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.change()
+        assert await stage.after(0.6) == 0
+        await stage.change()  # the quiet begins anew
+        assert await stage.after(0.6) == 0
+        assert await stage.after(0.6) == 1
+        assert await stage.after(100) == 1  # and nothing is committed twice
+
+    play(scene)
+
+
+def test_a_commit_comes_at_the_latest_after_the_interval(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        for _ in range(59):
+            await stage.change()
+            assert await stage.after(0.5) == 0
+        await stage.change()
+        assert await stage.after(0.6) == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize("play", [{"journal_max": 1 << 20}], indirect=True)
+def test_a_journal_that_fills_up_is_committed_without_a_quiet_moment(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.change(b"x" * 400_000)
+        assert await stage.after(0.1) == 0
+        await stage.change(b"x" * 200_000)
+        assert await stage.after(0) == 1
+
+    play(scene)
+
+
+def test_a_refused_commit_is_tried_again_with_growing_pauses(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.worker.refusals = [StoreError("no room")] * 40
+        await stage.change()
+        while len(stage.worker.asked) < 30:
+            await stage.after(0.1 if len(stage.worker.asked) < 10 else 5)
+        pauses = [
+            later - earlier
+            for earlier, later in zip(stage.worker.asked, stage.worker.asked[1:], strict=False)
+        ]
+        assert pauses[0] < 1
+        assert pauses[3] > pauses[0]
+        assert all(10 < pause <= 36 for pause in pauses[12:])
+        assert "no room" in (stage.core.committer.trouble or "")
+        stage.worker.refusals.clear()
+        assert await stage.after(40) == 1
+        assert stage.core.committer.trouble is None
+
+    play(scene)
+
+
+def test_the_lock_of_another_process_is_waited_for_in_short_pauses(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.worker.refusals = [Refused("locked", True)] * 12
+        await stage.change()
+        await stage.after(1)
+        for _ in range(12):
+            await stage.after(1.3)
+        assert stage.commits == 1
+
+    play(scene)
+
+
+def test_a_worker_that_went_away_costs_a_try_and_no_change(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.worker.refusals = [WorkerGone("the commit worker ended")]
+        await stage.change(b"what was written")
+        await stage.after(1.1)
+        assert await stage.after(1) == 1
+        assert run_git(stage.core.git_dir, "cat-file", "blob", "main:file0") == b"what was written"
+
+    play(scene)
+
+
+def test_what_changes_while_git_is_busy_comes_with_the_next_commit(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.worker.gate = trio.Event()
+        await stage.change(b"first")
+        await stage.after(1.1)
+        await stage.change(b"second")  # nobody waits for git
+        assert stage.commits == 0
+        stage.worker.gate.set()
+        await idle()
+        assert run_git(stage.core.git_dir, "ls-tree", "--name-only", "main").split() == [b"file0"]
+        assert await stage.after(1.1) == 2
+        assert run_git(stage.core.git_dir, "ls-tree", "--name-only", "main").split() == [b"file0", b"file1"]
+
+    play(scene)
+
+
+def test_asking_does_not_wait_for_the_quiet_moment(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.change()
+        outcome = await stage.core.committer.commit("as I said")
+        assert outcome.commit is not None
+        assert run_git(stage.core.git_dir, "log", "-1", "--format=%s", "main") == b"as I said\n"
+        assert await stage.after(5) == 1
+
+    play(scene)
+
+
+def test_asking_when_git_refuses_says_so_and_loses_nothing(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.change(b"kept")
+        stage.worker.refusals = [StoreError("no room")] * 500
+
+        async def pass_time() -> None:
+            while True:
+                await idle()
+                stage.clock.jump(1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pass_time)
+            with pytest.raises(StoreError, match="no room"):
+                await stage.core.committer.commit()
+            nursery.cancel_scope.cancel()
+        stage.worker.refusals.clear()
+        await stage.after(40)
+        assert run_git(stage.core.git_dir, "cat-file", "blob", "main:file0") == b"kept"
+
+    play(scene)
+
+
+def test_a_branch_that_moved_outside_is_taken_in_without_a_change_of_ours(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.change()
+        await stage.core.committer.commit()
+        lines = b"commit refs/heads/main\ncommitter E <e@e> 1 +0000\ndata 1\nx\nfrom refs/heads/main^0\n"
+        lines += b"M 644 inline theirs\ndata 5\nhello\n"
+        run_git(stage.core.git_dir, "fast-import", "--quiet", stdin=lines)
+        stage.core.look()
+        for _ in range(20):
+            await idle()
+        node = await stage.core.find(b"theirs")
+        assert await stage.core.fs.read(node, 0, 10) == b"hello"  # type: ignore[arg-type]
+
+    play(scene)
+
+
+def test_idle_means_idle(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.change()
+        await stage.after(2)
+        asked = len(stage.worker.asked)
+        for _ in range(100):
+            await stage.after(60)
+        assert len(stage.worker.asked) == asked
+        assert not stage.core.committer._fs.is_dirty
+
+    play(scene)
