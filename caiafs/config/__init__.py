@@ -26,9 +26,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from caiafs.config.units import (
+    GIB,
+    KIB,
+    MIB,
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+)
 from caiafs.errors import UsageError
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "OPTIONS",
+    "Config",
+    "Option",
+    "check_file",
+    "format_bytes",
+    "format_seconds",
+    "parse_bytes",
+    "parse_seconds",
+    "show_value",
+    "split_options",
+    "state_directory",
+    "suggest",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,60 +162,8 @@ def state_directory(git_dir: str, branch: bytes | str, state_dir: str | None = N
 # A parser takes what a place holds (a str from -o and the environment, TOML's own types from a file)
 # and returns the value, or raises ValueError whose text says what is allowed.
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
-_SIZE_UNITS = {"": 1, "b": 1}
-for _power, _letter in enumerate("kmgt", 1):
-    _SIZE_UNITS |= {_letter: 1 << 10 * _power, f"{_letter}ib": 1 << 10 * _power, f"{_letter}b": 1000**_power}
-_TIME_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size: 268435456, 64k, 256MiB, 1.5g. k, m, g, t count in 1024; kB, MB, GB, TB in 1000."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match or match[2].lower() not in _SIZE_UNITS:
-        raise ValueError("a size such as 65536, 64k, 256MiB or 1g")
-    return round(float(match[1]) * _SIZE_UNITS[match[2].lower()])
-
-
-def parse_seconds(text: str) -> float:
-    """Read a duration in seconds: 5, 0.5, 500ms, 5s, 1m, 2h, 1d."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match or match[2].lower() not in _TIME_UNITS:
-        raise ValueError("a duration such as 500ms, 5s, 1m or 2h; a plain number counts seconds")
-    return float(match[1]) * _TIME_UNITS[match[2].lower()]
-
-
-def format_bytes(count: float) -> str:
-    """Write a size for people: 0 B, 1.5 KiB, 256 MiB. `parse_bytes` reads it back."""
-    if abs(count) < KIB:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        count /= KIB
-        if abs(count) < 999.5 or unit == "TiB":
-            break
-    return f"{count:.3g} {unit}" if abs(count) < 999.5 else f"{count:.0f} {unit}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration for people: 0 s, 250 µs, 500 ms, 5 s, 1 min 30 s, 2 h 5 min, 3 d 4 h."""
-    if seconds == 0:
-        return "0 s"
-    if seconds < 0.0009995:
-        return f"{seconds * 1e6:.3g} µs"
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.3g} ms"
-    if seconds < 59.95:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    if whole < 3600:
-        (unit, size), (minor, minor_size) = ("min", 60), ("s", 1)
-    elif whole < 86400:
-        (unit, size), (minor, minor_size) = ("h", 3600), ("min", 60)
-    else:
-        (unit, size), (minor, minor_size) = ("d", 86400), ("h", 3600)
-    rest = whole % size // minor_size
-    return f"{whole // size} {unit} {rest} {minor}" if rest else f"{whole // size} {unit}"
 
 
 def _flag(raw: object) -> bool:
@@ -211,36 +184,47 @@ def _text(raw: object) -> str:
 def _choice(*allowed: str) -> Callable[[object], str]:
     def parse(raw: object) -> str:
         if not isinstance(raw, str) or raw.lower() not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)}")
+            near = _near(raw, allowed) if isinstance(raw, str) else None
+            raise ValueError(f"one of {', '.join(allowed)}" + (f"; did you mean {near!r}?" if near else ""))
         return raw.lower()
 
     return parse
 
 
-def _number(raw: object, parse: Callable[[str], Any]) -> Any:
+def _number(raw: object, parse: Callable[[str], Any], allowed: str) -> Any:
     if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
-        return parse("")
-    value = parse(raw) if isinstance(raw, str) else raw
+        raise ValueError(allowed)
+    try:
+        value = parse(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        raise ValueError(allowed) from None
     if not math.isfinite(value):
-        return parse("")
+        raise ValueError(allowed)
     return value
 
 
 def _size(least: int) -> Callable[[object], int]:
+    allowed = f"at least {format_bytes(least)}, such as 65536k, 256MiB or 1g; a plain number counts bytes"
+
     def parse(raw: object) -> int:
-        value = int(_number(raw, parse_bytes))
+        value = int(_number(raw, parse_bytes, allowed))
         if value < least:
-            raise ValueError(f"at least {format_bytes(least)}; a plain number counts bytes")
+            raise ValueError(allowed)
         return value
 
     return parse
 
 
 def _seconds(least: float, most: float) -> Callable[[object], float]:
+    allowed = (
+        f"from {format_seconds(least)} to {format_seconds(most)}, such as 500ms, 5s or 1m; "
+        f"a plain number counts seconds"
+    )
+
     def parse(raw: object) -> float:
-        value = float(_number(raw, parse_seconds))
+        value = float(_number(raw, parse_seconds, allowed))
         if not least <= value <= most:
-            raise ValueError(f"from {format_seconds(least)} to {format_seconds(most)}")
+            raise ValueError(allowed)
         return value
 
     return parse
@@ -271,6 +255,10 @@ def _http(raw: object) -> str:
     raise ValueError("nothing: this version has no HTTP; leave the option out (.stats/ has the same figures)")
 
 
+_FIELD = {"fsname": "source"}
+"""Options whose field in Config has another name: fsname is what every FUSE filesystem calls it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One setting: how its value is read and how it is explained."""
@@ -278,12 +266,43 @@ class Option:
     name: str
     parse: Callable[[object], object]
     metavar: str
-    """How a value is written; "" for a switch."""
+    """How a value is written: "" for a switch, TIME and SIZE in units, words with | to choose from."""
     help: str
+    example: str = ""
+    """A value to show where there is no default."""
+
+    @property
+    def field(self) -> str:
+        """The name of the field in Config."""
+        return _FIELD.get(self.name, self.name)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the name alone turns it on."""
+        return self.metavar in ("", "BOOL")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words to choose from; empty where a value is free."""
+        if self.is_switch:
+            return ("true", "false")
+        words = tuple(self.metavar.split("|"))
+        return words if len(words) > 1 and self.metavar.islower() else ()
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, in words: what a wrong one is answered with."""
+        try:
+            self.parse(None)
+        except ValueError as problem:
+            return str(problem)
+        raise AssertionError(f"{self.name} takes a value that is none")
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("branch", _branch, "NAME", "the branch to mount; default: the one the repository's HEAD names"),
+    Option(
+        "branch", _branch, "NAME", "the branch to mount; default: the one the repository's HEAD names", "main"
+    ),
     Option("init", _flag, "", "create REPO as a bare repository if it does not exist"),
     Option("ro", _flag, "", "mount read-only"),
     Option("primary", _choice("memory", "git"), "memory|git", "the tier that acknowledges a change"),
@@ -293,16 +312,29 @@ OPTIONS: tuple[Option, ...] = (
     Option("commit_interval", _seconds(0, 86400), "TIME", "commit at the latest this long after a change"),
     Option("memory", _size(MIB), "SIZE", "the memory budget for file contents and metadata"),
     Option("journal_max", _size(MIB), "SIZE", "the most the journal may take on disk"),
-    Option("state_dir", _text, "DIR", "where journal, lock and socket live; default: in the git directory"),
     Option(
-        "author", _author, "'NAME <MAIL>'", "who the commits are by; default: git's user.name and user.email"
+        "state_dir",
+        _text,
+        "DIR",
+        "where journal, lock and socket live; default: in the git directory",
+        "/var/lib/caiafs/site",
+    ),
+    Option(
+        "author",
+        _author,
+        "'NAME <MAIL>'",
+        "who the commits are by; default: git's user.name and user.email",
+        "Site <site@example.org>",
     ),
     Option("http", _http, "ADDR:PORT|unix:PATH", "not in this version"),
     Option("virtual", _choice("hidden", "visible"), "hidden|visible", "whether listings show .stats"),
     Option("allow_other", _flag, "", "let other users in (needs user_allow_other in /etc/fuse.conf)"),
-    Option("fsname", _text, "NAME", "the name shown as the mount's source; default: REPO"),
+    Option("fsname", _text, "NAME", "the name shown as the mount's source; default: REPO", "site"),
     Option(
-        "log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
+        "log_level",
+        _choice("debug", "info", "warning", "error"),
+        "debug|info|warning|error",
+        "how much is logged",
     ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -310,9 +342,6 @@ _PATHS = {
     "repo": Option("repo", _text, "REPO", "the repository"),
     "mountpoint": Option("mountpoint", _text, "MOUNTPOINT", "where it is mounted"),
 }
-_FIELD = {"fsname": "source"}
-"""Options whose field in Config has another name: fsname is what every FUSE filesystem calls it."""
-
 
 # -- the words of -o ------------------------------------------------------------------------------
 
@@ -389,6 +418,10 @@ _LEGACY = {
 }
 
 
+_IN_FILES = _BY_NAME | _PATHS
+_PATH_LIKE = ("repo", "mountpoint", "state_dir")
+
+
 class _Loader:
     """Collects values; a later call overrides an earlier one, so callers go from lowest to highest."""
 
@@ -423,23 +456,21 @@ class _Loader:
 
     def toml(self, path: str) -> None:
         path = os.path.abspath(os.path.expanduser(path))
-        try:
-            with open(path, "rb") as stream:
-                table = tomllib.load(stream)
-        except OSError as problem:
-            raise UsageError(f"cannot read the configuration file {path}: {problem.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-            raise UsageError(f"{path} is not valid TOML: {problem}") from None
-        known = _BY_NAME | _PATHS
-        for name, raw in table.items():
-            if name not in known:
-                raise UsageError(f"{path}: unknown setting {name!r}{_suggest(name, known)}")
-            self._set(known[name], raw, f"file {path}", name)
-            if name in ("repo", "mountpoint", "state_dir"):
-                # A daemon's working directory is nobody's business: relative means beside the file.
-                self._values[name] = os.path.join(
-                    os.path.dirname(path), os.path.expanduser(self._values[name])
-                )
+        for name, raw in _read_toml(path).items():
+            try:
+                self.toml_setting(path, name, raw)
+            except UsageError as problem:
+                raise UsageError(f"{path}: {problem}") from None
+
+    def toml_setting(self, path: str, name: str, raw: object) -> None:
+        if name not in _IN_FILES:
+            section = "; settings stand at the top, in no [section]" if isinstance(raw, dict) else ""
+            raise UsageError(f"unknown setting {name!r}{suggest(name, _IN_FILES)}{section}")
+        self._set(_IN_FILES[name], raw, f"file {path}", name)
+        if name in _PATH_LIKE:
+            # A daemon's working directory is nobody's business: relative means beside the file.
+            field = _IN_FILES[name].field
+            self._values[field] = os.path.join(os.path.dirname(path), os.path.expanduser(self._values[field]))
 
     def mount_options(self, words: Iterable[tuple[str, str | None]]) -> None:
         for name, value in words:
@@ -462,7 +493,7 @@ class _Loader:
             elif self._sloppy:
                 self._notes.append(f"-o {name} is unknown and is ignored (-s).")
             else:
-                raise UsageError(f"-o {name}: unknown option{_suggest(name, _BY_NAME)}")
+                raise UsageError(f"-o {name}: unknown option{suggest(name, _BY_NAME)}")
 
     def argument(self, name: str, value: str | None) -> None:
         if value:
@@ -502,7 +533,7 @@ class _Loader:
         try:
             value = option.parse(raw)
         except ValueError as problem:
-            raise _bad(shown, raw, origin, str(problem)) from None
+            raise _bad(shown, raw, str(problem)) from None
         self._put(option.name, value, origin)
 
     def _put(self, name: str, value: object, origin: str) -> None:
@@ -510,9 +541,60 @@ class _Loader:
         self._values[name], self._origins[name] = value, origin
 
 
-def _bad(name: str, raw: object, origin: str, allowed: str) -> UsageError:
-    place = f" ({origin})" if origin.startswith("file ") else ""
-    return UsageError(f"{name} = {raw!r}{place} cannot be used; allowed: {allowed}")
+def check_file(path: str) -> list[str]:
+    """Everything that is wrong with a TOML file, each as FILE:LINE: what and the way out; [] if it is good.
+
+    Raises UsageError where the file cannot be read or is no TOML at all.
+    """
+    absolute = os.path.abspath(os.path.expanduser(path))
+    table = _read_toml(absolute)
+    with open(absolute, encoding="utf-8") as stream:
+        lines = stream.read().splitlines()
+    found = []
+    for name, raw in table.items():
+        try:
+            _Loader(sloppy=False).toml_setting(absolute, name, raw)
+        except UsageError as problem:
+            start = re.compile(rf"""\s*\[*\s*["']?{re.escape(name)}["']?\s*[]=.]""")
+            number = next((number for number, line in enumerate(lines, 1) if start.match(line)), 1)
+            found.append(f"{path}:{number}: {problem}")
+    return found
+
+
+def settings_in(path: str) -> list[str]:
+    """The names that a TOML file sets, right or wrong, in its order."""
+    return list(_read_toml(os.path.abspath(os.path.expanduser(path))))
+
+
+def show_value(name: str, value: object) -> str:
+    """One value of Config for people: 256 MiB, 30 s, true; "" where nothing is set."""
+    option = next((each for each in OPTIONS if name in (each.name, each.field)), None)
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return ",".join(str(each) for each in value)
+    if option is not None and isinstance(value, (int, float)):
+        if option.metavar == "SIZE":
+            return format_bytes(value)
+        if option.metavar == "TIME":
+            return format_seconds(value)
+    return str(value)
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as stream:
+            return tomllib.load(stream)
+    except OSError as problem:
+        raise UsageError(f"cannot read the configuration file {path}: {problem.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{path} is not valid TOML: {problem}") from None
+
+
+def _bad(name: str, raw: object, allowed: str) -> UsageError:
+    return UsageError(f"{name} = {raw!r} cannot be used; allowed: {allowed}")
 
 
 def _near(name: str, known: Iterable[str]) -> str | None:
@@ -520,6 +602,7 @@ def _near(name: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown word: the nearest right one, or all of them."""
     near = _near(name, known)
     return f"; did you mean {near!r}?" if near else f"; known are: {', '.join(sorted(known))}"
