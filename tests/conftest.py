@@ -13,6 +13,16 @@ from support.mounts import Mount, Mounts, need_fuse
 from support.processes import GUARD
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long, unless -m asks for something by name."""
+    if config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("soak")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
     """A short path: sockets and deep trees below it need the room."""

@@ -10,27 +10,22 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.mounts import Mount, Mounts, need_fuse, run
-from support.users import ALICE, BOB, acting_as, as_user, in_child, join, need_root, own_namespace
-
-NOBODY = ["setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups"]
-
-
-def as_nobody() -> list[str]:
-    """Words that run a program as an ordinary user.
-
-    Where this Python lies behind a directory that only root may search, the user gets the one
-    capability that lets it read there. fusermount3, being set-uid, does not inherit it.
-    """
-    again = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'pass'], check=True)"
-    if run(*NOBODY, sys.executable, "-c", again, status=None, cwd="/").returncode == 0:
-        return NOBODY
-    return [*NOBODY, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+from support.users import (
+    ALICE,
+    BOB,
+    acting_as,
+    as_user,
+    in_child,
+    join,
+    need_root,
+    own_namespace,
+    words_as_nobody,
+)
 
 
 def with_a_users_mount(
@@ -54,7 +49,7 @@ def with_a_users_mount(
         run("mount", "--bind", disk / "fuse", "/dev/fuse")
         run("mount", "--bind", disk / "fuse.conf", "/etc/fuse.conf")
         mounts = Mounts(disk)
-        mount = mounts.prepare(*options, prefix=as_nobody())
+        mount = mounts.prepare(*options, prefix=words_as_nobody())
         for path in (mount.base, mount.path):
             os.chown(path, ALICE, ALICE)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,21 @@ def acting_as(uid: int, gid: int | None = None, groups: Sequence[int] = ()) -> I
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
         os.setgroups(before)
+
+
+def words_as_nobody() -> list[str]:
+    """Words that run a program as an ordinary user.
+
+    Where this Python lies behind a directory that only root may search, the user gets the one
+    capability that lets it read there. fusermount3, being set-uid, does not inherit it.
+    """
+    words = ["setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups"]
+    # The first program still starts with the rights of setpriv itself; its child shows what is left.
+    again = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'pass'], check=True)"
+    done = subprocess.run([*words, sys.executable, "-c", again], cwd="/", capture_output=True, check=False)
+    if done.returncode == 0:
+        return words
+    return [*words, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
 def in_child(work: Callable[[], object]) -> int:
