@@ -31,6 +31,7 @@ from caiafs.control.mounts import (
     unmount,
 )
 from caiafs.errors import BranchLocked, MountError
+from caiafs.store.disk import fsync_dir
 
 LOCK = "lock"
 
@@ -320,6 +321,7 @@ def _private_directory(state_dir: str) -> int:
             os.mkdir(state_dir, 0o700)
         except FileExistsError:
             pass
+        _sync_names(state_dir)
         directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as problem:
         raise _error(
@@ -343,6 +345,23 @@ def _private_directory(state_dir: str) -> int:
             f"the state directory {state_dir} is open to other users: `chmod 700 {quoted}`", errno.EACCES
         )
     return directory
+
+
+def _sync_names(state_dir: str) -> None:
+    """Make the way to *state_dir* durable: a journal that is synced is lost with a directory that is not.
+
+    Also where it was there before: who made it may have been killed before this. A directory above
+    that we may not read is somebody else's, and as durable as its owner made it.
+    """
+    above = os.path.dirname(state_dir)
+    for _ in range(3):  # what makedirs made for us: caiafs/BRANCH in the git directory, or one more
+        try:
+            fsync_dir(above)
+        except PermissionError:
+            return
+        if os.path.dirname(above) == above:
+            return
+        above = os.path.dirname(above)
 
 
 def _holder(fd: int, branch: str) -> str:

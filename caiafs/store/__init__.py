@@ -149,6 +149,7 @@ class Store:
     def close(self) -> None:
         """Let go of every file. Blob readers that are open stay readable."""
         self._odb.close()
+        self._refs.close()
 
     def __enter__(self) -> Store:
         return self

@@ -166,6 +166,7 @@ def create_bare(path: str, branch: bytes) -> None:
         _write_durably(os.path.join(path, name), content)
     for folder in folders:
         fsync_dir(os.path.join(path, folder))
+    fsync_dir(path)  # a HEAD that is found after a power loss finds the rest beside it
     _write_durably(os.path.join(path, "HEAD.lock"), b"ref: refs/heads/" + branch + b"\n")
     os.rename(os.path.join(path, "HEAD.lock"), os.path.join(path, "HEAD"))
     fsync_dir(path)

@@ -3,18 +3,25 @@
 Used by Store only. Reads take no lock and see what another process wrote a moment ago:
 a loose file wins over packed-refs, and packed-refs is parsed again when the file changed.
 
-`swap_ref` follows git's own protocol: create `<ref>.lock` exclusively, compare under it,
-write, fsync, rename. What git and dulwich leave out is added, because a journal segment is
-dropped once a ref is said to be durable: the directories are fsynced, too. A lock that
-somebody left behind is never removed: nothing proves whose it is.
+`swap_ref` follows git's own protocol: create `<ref>.lock` exclusively, compare under it, let a
+file that is on disk take the ref's name. What git and dulwich leave out is added, because a journal
+segment is dropped once a ref is said to be durable: the directories are fsynced, too.
+
+A lock of ours says so, by its content, and is locked with flock(2) as long as its process lives: so
+one that a kill or a power loss left behind is known for ours, and for stale, and is removed at the
+next start. All locks of a process are one file, made and synced once, under more names by link(2):
+a name that comes back after a power loss without the rest of its directory still leads to these
+bytes. A lock of another program is never removed: nothing proves that nobody needs it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import secrets
 import threading
 import time
 
@@ -26,6 +33,8 @@ from caiafs.store.disk import failed, fsync_dir
 _ZERO = "0" * 40
 _HEX = re.compile(rb"[0-9a-fA-F]{40}")
 _SYMREF_DEPTH = 5
+_OURS = b"caiafs holds this ref; stale if no process has a lock on this file\n"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 
 
 def valid_ref(name: bytes) -> bool:
@@ -37,7 +46,9 @@ class Refs:
     """The refs of one repository (*git_dir* is the common directory). Safe to use from several threads."""
 
     def __init__(self, git_dir: str, log_new_refs: bool) -> None:
-        self._marks = os.path.join(git_dir, "caiafs", "locks")
+        self._own = os.path.join(git_dir, "caiafs", "locks")
+        self._owner: tuple[str, int, int] | None = None  # path, descriptor, process
+        self._making = threading.Lock()
         self._dir = git_dir
         self._log_new_refs = log_new_refs
         self._durable: set[tuple[str, int]] = set()
@@ -85,87 +96,116 @@ class Refs:
         self, name: bytes, path: str, old: bytes | None, new: bytes, message: bytes, who: bytes
     ) -> bool:
         lock = path + ".lock"
-        fd, mark = self._take_lock(name, path, lock)
+        held = self._take_lock(name, path, lock)
+        fresh = ""
         try:
             if self._read_one(name) != old:
-                os.unlink(lock)
                 return False
             self._refuse_conflicts(name)
-            os.write(fd, new.hex().encode() + b"\n")
-            os.fsync(fd)
+            fresh = self._write_value(new)
             self._log(name, old, new, message, who)
-            _rename_over(lock, path)
-        except BaseException:
+            _rename_over(fresh, path)
+            fresh = ""
+        finally:
+            if fresh:
+                os.unlink(fresh)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)
-            raise
-        finally:
-            if mark is not None:
-                os.unlink(mark)
-            os.close(fd)
+            if held is not None:
+                os.close(held)
         self._sync_directories(os.path.dirname(path))
         return True
 
-    def _take_lock(self, name: bytes, path: str, lock: str) -> tuple[int, str | None]:
-        """The ref's lock as an open file, and the mark that proves it ours (see `clear_stale_locks`)."""
-        fd, mark = self._make_mark(name)
+    def _write_value(self, new: bytes) -> str:
+        """A file with the ref's new value, on disk; its path. Nothing of git's looks there."""
+        fd, path = self._new_file("ref")
         try:
-            for attempt in range(10):
-                self._make_parents(name, path)
-                try:
-                    if mark is None:
-                        return os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), None
-                    os.link(mark, lock)
-                    return fd, mark
-                except FileExistsError:
-                    raise RefLocked(
-                        f"{lock} exists: another git process holds the ref; if none runs, remove the file"
-                    ) from None
-                except FileNotFoundError:
-                    if attempt == 9:  # git pack-refs removes directories it emptied: make them again
-                        raise
-            raise AssertionError("not reached")
+            os.write(fd, new.hex().encode() + b"\n")
+            os.fsync(fd)
         except BaseException:
-            if mark is not None:
-                os.unlink(mark)
-                os.close(fd)
+            os.unlink(path)
             raise
+        finally:
+            os.close(fd)
+        return path
 
-    def _make_mark(self, name: bytes) -> tuple[int, str | None]:
-        """A file that becomes the lock by link(2): one inode, locked as long as this process lives."""
-        quoted = os.fsdecode(name.replace(b"%", b"%25").replace(b"/", b"%2F"))
-        if len(os.fsencode(quoted)) > 200:
-            return -1, None
-        os.makedirs(self._marks, mode=0o700, exist_ok=True)
-        mark = os.path.join(self._marks, f"{quoted}.{os.getpid()}-{threading.get_ident()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(mark)
-        fd = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    def _new_file(self, suffix: str) -> tuple[int, str]:
+        """A new file among our own, locked with flock(2) while it is open."""
+        os.makedirs(self._own, mode=0o700, exist_ok=True)
+        path = os.path.join(self._own, f"{os.getpid()}-{secrets.token_hex(6)}.{suffix}")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fd, mark
+        return fd, path
+
+    # --- locks
+
+    def _take_lock(self, name: bytes, path: str, lock: str) -> int | None:
+        """Make *lock* exist, or raise RefLocked. A descriptor to keep open meanwhile, if it needs one."""
+        for attempt in range(10):
+            self._make_parents(name, path)
+            try:
+                os.link(self._owner_file(), lock)
+                return None
+            except FileExistsError:
+                raise _locked(lock) from None
+            except FileNotFoundError:
+                if attempt == 9:  # git pack-refs removes directories it emptied: make them again
+                    raise
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._make_lock(lock)
+        raise AssertionError("not reached")
+
+    def _owner_file(self) -> str:
+        """The file that all locks of this process are names of."""
+        with self._making:
+            if self._owner is not None:
+                path, _, pid = self._owner
+                if pid == os.getpid() and os.path.exists(path):
+                    return path
+            fd, path = self._new_file("owner")
+            os.write(fd, _OURS)
+            os.fsync(fd)  # whatever name of it is found after a power loss: these are its bytes
+            self.close()
+            self._owner = path, fd, os.getpid()
+            return path
+
+    def _make_lock(self, lock: str) -> int:
+        """A lock of its own, on a filesystem without hard links."""
+        try:
+            fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            raise _locked(lock) from None
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(fd, _OURS)
+        os.fsync(fd)
+        return fd
+
+    def close(self) -> None:
+        """Let go of what locks are made of."""
+        if self._owner is not None:
+            path, fd, pid = self._owner
+            self._owner = None
+            if pid == os.getpid():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            os.close(fd)
 
     def clear_stale_locks(self) -> int:
-        """Remove the ref locks that processes of ours left when they were killed; how many.
+        """Remove the ref locks that processes of ours left when they ended early; how many.
 
-        A lock is known to be ours by its inode, which a mark has too, and to be stale because nobody
-        holds the mark's flock any more. Locks of other git processes stay.
+        A lock is known to be ours by what it says, and to be stale because nobody holds its flock any
+        more. Locks of other git processes stay.
         """
         cleared = 0
-        for entry in os.listdir(self._marks) if os.path.isdir(self._marks) else ():
-            mark = os.path.join(self._marks, entry)
-            name = os.fsencode(entry.rpartition(".")[0]).replace(b"%2F", b"/").replace(b"%25", b"%")
-            lock = self._path(name) + ".lock"
-            fd = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(lock) and os.path.samestat(os.fstat(fd), os.stat(lock)):
-                    os.unlink(lock)
-                    cleared += 1
-                os.unlink(mark)
-            except BlockingIOError:
-                pass  # its process lives
-            finally:
-                os.close(fd)
+        for folder in ("refs/heads", "refs/caiafs"):
+            for directory, _, files in os.walk(os.path.join(self._dir, folder)):
+                for file in files:
+                    if file.endswith(".lock"):
+                        cleared += _remove_stale(os.path.join(directory, file), _OURS)
+        for entry in os.listdir(self._own) if os.path.isdir(self._own) else ():
+            _remove_stale(os.path.join(self._own, entry), b"")
         return cleared
 
     def _sync_directories(self, directory: str) -> None:
@@ -294,11 +334,33 @@ class Refs:
         return refs
 
 
-def _rename_over(lock: str, path: str) -> None:
+def _locked(lock: str) -> RefLocked:
+    return RefLocked(f"{lock} exists: another git process holds the ref; if none runs, remove the file")
+
+
+def _remove_stale(path: str, begins: bytes) -> bool:
+    """Remove *path* if it begins so and no living process holds its flock."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not os.read(fd, len(_OURS)).startswith(begins):
+            return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _rename_over(fresh: str, path: str) -> None:
     """Rename; empty directories that a deleted ref left at *path* make way."""
     try:
-        os.rename(lock, path)
+        os.rename(fresh, path)
     except (IsADirectoryError, FileExistsError):
         for root, _, _ in os.walk(path, topdown=False):
             os.rmdir(root)  # not empty: refs live below, and the error says so
-        os.rename(lock, path)
+        os.rename(fresh, path)

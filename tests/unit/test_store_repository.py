@@ -340,8 +340,9 @@ def test_the_ref_and_its_directories_are_synced(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert store.swap_ref(b"refs/heads/deep/er/x", None, a, b"x", WHO)
-    # The lock file is synced under its other name, by which a killed process's lock is known to be ours.
-    assert synced.pop(0).startswith("caiafs/locks/refs%2Fheads%2Fdeep%2Fer%2Fx.")
+    # What locks are made of is synced once, so that one is known to be ours after a power loss, too.
+    assert synced.pop(0).endswith(".owner")
+    assert synced.pop(0).endswith(".ref")
     assert synced == [
         "refs/heads/deep/er",
         "refs/heads/deep",
@@ -593,6 +594,8 @@ def test_lock_of_a_killed_process_of_ours_is_cleared_and_no_other(tmp_path: Path
         os._exit(0)
     os.waitpid(child, 0)
     assert lock.exists()
+    for left in Path(store.git_dir, "caiafs", "locks").iterdir():
+        left.unlink()  # as after a power loss: of two directories only one was on disk
     with pytest.raises(RefLocked):
         store.swap_ref(b"refs/heads/main", None, a, b"x", WHO)
     store.clear_stale(str(tmp_path))
@@ -602,4 +605,38 @@ def test_lock_of_a_killed_process_of_ours_is_cleared_and_no_other(tmp_path: Path
     assert lock.exists()
     lock.unlink()
     assert store.swap_ref(b"refs/heads/main", None, a, b"x", WHO)
+    store.close()
     assert not list(Path(store.git_dir, "caiafs", "locks").iterdir())
+
+
+def test_lock_of_a_living_process_of_ours_stays(tmp_path: Path) -> None:
+    store, other = new_store(tmp_path), Store.open(str(tmp_path / "repo.git"))
+    lock = Path(store.git_dir, "refs/heads/main.lock")
+    store._refs._take_lock(b"refs/heads/main", str(lock)[:-5], str(lock))
+    assert other.clear_stale(str(tmp_path)) == 0
+    assert lock.exists()
+    store.close()
+    assert other.clear_stale(str(tmp_path)) == 1
+    assert not lock.exists()
+    other.close()
+
+
+def test_locks_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=None)
+    lock = Path(store.git_dir, "refs/heads/main.lock")
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    held = store._refs._take_lock(MAIN, str(lock)[:-5], str(lock))
+    assert held is not None
+    with pytest.raises(RefLocked):
+        store.swap_ref(MAIN, None, a, b"x", WHO)
+    assert store.clear_stale(str(tmp_path)) == 0
+    os.close(held)
+    assert store.clear_stale(str(tmp_path)) == 1
+    assert store.swap_ref(MAIN, None, a, b"x", WHO)
+    assert not lock.exists()
+    store.close()
