@@ -114,11 +114,8 @@ class Core:
         self._options = {"memory": memory, "segment_size": segment_size, **options}
         self.git_dir = os.path.join(self.base, "repo.git")
         self.state = os.path.join(self.base, "state")
-        os.makedirs(self.state, exist_ok=True)
-        exists = os.path.exists(self.git_dir)
-        self.store = Store.open(self.git_dir) if exists else Store.create(self.git_dir)
-        os.makedirs(os.path.join(self.git_dir, "caiafs"), exist_ok=True)
         self.config = Config(repo=self.git_dir, mountpoint="/mnt", memory=memory, **options)
+        self.store = self._open()
         self.metrics = Metrics({"version": "0"})
         self.memory = MemoryTier(memory)
         self.tree = Tree(storable_entry, self.memory)
@@ -134,6 +131,13 @@ class Core:
         self.committer = self._committer(self.worker)
 
     # ---- starting and ending
+
+    def _open(self) -> Store:
+        os.makedirs(self.state, exist_ok=True)
+        exists = os.path.exists(self.git_dir)
+        store = Store.open(self.git_dir) if exists else Store.create(self.git_dir)
+        os.makedirs(os.path.join(self.git_dir, "caiafs"), exist_ok=True)
+        return store
 
     def _attach(self, ignore_side: bool) -> None:
         tip = self.store.read_ref(BRANCH)
