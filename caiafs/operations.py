@@ -87,11 +87,14 @@ def _handler(
 class Handle:
     """An open file or directory; *listing* is what a directory held at the last rewind."""
 
-    __slots__ = ("data", "flags", "listing", "node", "virtual")
+    __slots__ = ("data", "flags", "listing", "node", "privileged", "virtual")
 
-    def __init__(self, node: Node | None, flags: int, virtual: int = 0, data: bytes = b"") -> None:
+    def __init__(
+        self, node: Node | None, flags: int, virtual: int = 0, data: bytes = b"", privileged: bool = False
+    ) -> None:
         self.node = node
         self.flags = flags
+        self.privileged = privileged
         self.virtual = virtual
         self.data = data
         self.listing: list[tuple[bytes, Node | int]] = []
@@ -289,6 +292,7 @@ class Operations(pyfuse3.Operations):
                 atime=attr.st_atime_ns if fields.update_atime else None,
                 mtime=attr.st_mtime_ns if fields.update_mtime else None,
                 ctime=attr.st_ctime_ns if fields.update_ctime else None,
+                may_keep_set_id=ctx.uid == 0,
             )
         )
 
@@ -343,7 +347,7 @@ class Operations(pyfuse3.Operations):
         if node.mode != before:
             # O_TRUNC took set-id bits; the kernel, which expects a SETATTR for that, must ask again.
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
-        return FileInfo(fh=self._remember(Handle(node, flags)), keep_cache=True)
+        return FileInfo(fh=self._remember(Handle(node, flags, privileged=ctx.uid == 0)), keep_cache=True)
 
     @_change
     async def create(
@@ -352,7 +356,8 @@ class Operations(pyfuse3.Operations):
         self._refuse(parent_inode, name)
         created = await self._fs.create(parent_inode, name, stat.S_IFREG | mode & 0o7777, ctx)
         node = self._fs.open(created.ino, flags & ~os.O_TRUNC)
-        return FileInfo(fh=self._remember(Handle(node, flags)), keep_cache=True), self._entry(node)
+        handle = self._remember(Handle(node, flags, privileged=ctx.uid == 0))
+        return FileInfo(fh=handle, keep_cache=True), self._entry(node)
 
     @_handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -364,8 +369,13 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        node = self._handles[fh].node
+        handle = self._handles[fh]
+        node = handle.node
         assert isinstance(node, File)
+        if node.mode & (stat.S_ISUID | stat.S_ISGID) and not handle.privileged:
+            # FUSE_HANDLE_KILLPRIV_V2: the kernel leaves this to us, and keeps the mode that it knew.
+            self._fs.drop_set_id(node)
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(node.ino), attr_only=True)
         return await self._fs.write(node, off, buf, stamp=False)
 
     @_handler

@@ -80,6 +80,8 @@ class Config:
     author: str | None = None
     """ "Name <mail>"; None: git's own user.name and user.email, then user@host."""
     http: str | None = None
+    spin: float = 0.0001
+    """How long the daemon looks for the next request before it sleeps; 0 leaves that to pyfuse3."""
     virtual: str = "hidden"
     allow_other: bool = False
     log_level: str = "info"
@@ -327,6 +329,7 @@ OPTIONS: tuple[Option, ...] = (
         "Site <site@example.org>",
     ),
     Option("http", _http, "ADDR:PORT|unix:PATH", "not in this version"),
+    Option("spin", _seconds(0, 0.01), "TIME", "how long to look for the next request before sleeping"),
     Option("virtual", _choice("hidden", "visible"), "hidden|visible", "whether listings show .stats"),
     Option("allow_other", _flag, "", "let other users in (needs user_allow_other in /etc/fuse.conf)"),
     Option("fsname", _text, "NAME", "the name shown as the mount's source; default: REPO", "site"),

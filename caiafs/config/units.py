@@ -13,7 +13,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII
 _SIZE_UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", 1):
     _SIZE_UNITS |= {_letter: 1 << 10 * _power, f"{_letter}ib": 1 << 10 * _power, f"{_letter}b": 1000**_power}
-_TIME_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_TIME_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_bytes(text: str) -> int:
@@ -25,7 +25,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """Read a duration in seconds: 5, 0.5, 500ms, 5s, 1m, 2h, 1d."""
+    """Read a duration in seconds: 5, 0.5, 100us, 500ms, 5s, 1m, 2h, 1d."""
     match = _SIZE.fullmatch(text.strip())
     if not match or match[2].lower() not in _TIME_UNITS:
         raise ValueError("a duration such as 500ms, 5s, 1m or 2h; a plain number counts seconds")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -164,8 +163,7 @@ class Filesystem(Attributes):
                 raise FSError(errno.EISDIR)
         if isinstance(node, File):
             if flags & os.O_TRUNC and (node.content.size or node.nlink):
-                kept = node.mode if may_keep_set_id else _without_set_id(node.mode)
-                self.set_attributes(ino, size=0, mode=None if kept == node.mode else kept & 0o7777)
+                self.set_attributes(ino, size=0, may_keep_set_id=may_keep_set_id)
             elif node.content.is_unreadable:
                 raise FSError(errno.EIO, f"inode {ino}: git does not have its blob, or it is damaged")
             node.writers += writes
@@ -248,8 +246,3 @@ class Filesystem(Attributes):
             "uncommitted_changes": self.tree.changes + self.pending,
             "replayed_records": self.replayed,
         }
-
-
-def _without_set_id(mode: int) -> int:
-    """A mode after somebody without CAP_FSETID changed the file; see setattr_should_drop_suidgid in Linux."""
-    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)

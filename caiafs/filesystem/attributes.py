@@ -24,6 +24,7 @@ from . import acl
 from .names import NAME_MAX, Names
 
 XATTR_SIZE_MAX = XATTR_LIST_MAX = 65536
+SET_ID = stat.S_ISUID | stat.S_ISGID
 RELATIME = 24 * 3600 * 10**9
 STATE_XATTR = b"user.caiafs.state"
 COMMIT_XATTR = b"user.caiafs.commit"
@@ -39,10 +40,20 @@ class Attributes(Names):
     def set_attributes(
         self, ino: int, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
         size: int | None = None, atime: int | None = None, mtime: int | None = None, ctime: int | None = None,
+        may_keep_set_id: bool = True,
     ) -> Node:  # fmt: skip
-        """What chmod, chown, truncate and utimensat do, as one change. None leaves a field as it is."""
+        """What chmod, chown, truncate and utimensat do, as one change. None leaves a field as it is.
+
+        Set-id bits go with a new owner, and with a new size unless the caller *may_keep_set_id*.
+        A ctime alone is a chown(2) that names nobody.
+        """
         node = self.node(ino)
         now = self.now()
+        if mode is None and node.mode & SET_ID and not isinstance(node, Directory):
+            is_chown = uid is not None or gid is not None or (size is mtime is atime is None)
+            if is_chown or (size is not None and not may_keep_set_id):
+                kept = _without_set_id(node.mode)
+                mode = None if kept == node.mode else kept & 0o7777
         if size is not None:
             if isinstance(node, Directory):
                 raise FSError(errno.EISDIR)
@@ -71,6 +82,12 @@ class Attributes(Names):
         else:
             self._record(record, node)
         return node
+
+    def drop_set_id(self, node: Node) -> None:
+        """*node* is written to by somebody without CAP_FSETID."""
+        kept = _without_set_id(node.mode)
+        if kept != node.mode:
+            self.set_attributes(node.ino, mode=kept & 0o7777)
 
     def touch_atime(self, node: Node) -> None:
         """*node* was read: as relatime has it, kept in memory until something is committed anyway.
@@ -183,6 +200,11 @@ def _check_namespace(name: bytes) -> None:
         raise FSError(errno.EOPNOTSUPP)
     if not rest:
         raise FSError(errno.EINVAL)
+
+
+def _without_set_id(mode: int) -> int:
+    """A mode after somebody without CAP_FSETID changed the file; see setattr_should_drop_suidgid in Linux."""
+    return mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
 
 def _clamped(time_ns: int) -> int:

@@ -49,7 +49,7 @@ from ..records.side import side_ref
 from ..store import Store, storable_entry
 from ..tree import Tree
 from ..virtual import Virtual
-from . import preflight
+from . import loop, preflight
 from .report import Report
 
 log = logging.getLogger(__name__)
@@ -246,7 +246,8 @@ class Mount:
                 nursery.start_soon(self.committer.run)
             nursery.start_soon(self._announce, started, ready)
             nursery.start_soon(self._obey_signals)
-            await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
+            with loop.installed(self.config.spin):
+                await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 
     async def _reconcile(self) -> None:
