@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # argparse wants positional words in one run; people write `mount REPO -o ro MOUNTPOINT`.
         arguments.places += more
     elif more:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        arguments.parser.unknown(more)
+    if getattr(arguments, "action", "") is None:
+        arguments.parser.print_help(sys.stderr)
+        return 2
     code = guarded(lambda: _find(arguments.command)(arguments), "caiafs")
     # What cannot be mounted cannot be checked either, but only mount and umount fail as mount(8) does.
     return 1 if code == 32 and arguments.command not in ("mount", "umount") else code
@@ -71,6 +74,14 @@ def _find(command: str) -> Callable[[argparse.Namespace], int]:
         from caiafs.cli import mounting
 
         return mounting.mount if command == "mount" else mounting.umount
+    if command == "config":
+        from caiafs.cli import settings
+
+        return settings.run
+    if command == "completion":
+        from caiafs.cli import completion
+
+        return completion.run
     from caiafs.cli import asking
 
     return {"commit": asking.commit, "sync": asking.sync, "status": asking.status, "check": asking.check}[

@@ -63,6 +63,16 @@ def check(arguments: argparse.Namespace) -> int:
     return run_check(arguments.repo, arguments.branch, arguments.state_dir, arguments.repair, print)
 
 
+def configuration(path: str) -> tuple[str, dict[str, Any]]:
+    """The mountpoint that *path* lies in, and its config.json; ControlError where nothing answers."""
+    place = locate(path, STATUS_TIMEOUT).mountpoint
+    report = _report(place)
+    if "error" in report:
+        raise CaiafsError(report["error"])
+    config: dict[str, Any] = report["config"]
+    return place, config
+
+
 def _report(mountpoint: str) -> dict[str, Any]:
     """What a mount says about itself; {"error": …} in place of figures where it says nothing."""
     try:

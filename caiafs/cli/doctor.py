@@ -54,6 +54,7 @@ def examine() -> Iterator[Finding]:
     problem = fuse_device_problem()
     yield _finding("/dev/fuse", problem)
     yield _fusermount()
+    yield _mtab()
     yield _libfuse()
     for name, package in (
         ("pyfuse3", "pyfuse3"),
@@ -104,6 +105,18 @@ def _fusermount() -> Finding:
     if match is None or int(match[1]) < 3:
         return Finding("fusermount3", "missing", f"version 3 is needed, not {said.strip()}", _apt("fuse3"))
     return Finding("fusermount3", "ok", match[0])
+
+
+def _mtab() -> Finding:
+    # A container or a chroot made by hand may lack it; fusermount3 -u asks it whose mount it is.
+    if os.path.exists("/etc/mtab"):
+        return Finding("/etc/mtab", "ok", "")
+    return Finding(
+        "/etc/mtab",
+        "note" if os.geteuid() == 0 else "missing",
+        "is not there: only root can unmount",
+        "sudo ln -s /proc/self/mounts /etc/mtab",
+    )
 
 
 def _libfuse() -> Finding:

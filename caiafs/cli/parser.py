@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from caiafs import __version__
-from caiafs.config import OPTIONS, Config, format_bytes, format_seconds
+from caiafs.config import OPTIONS, Config, Option, format_bytes, format_seconds, suggest
 
 UMOUNT_TIMEOUT = 60.0
+SHELLS = ("bash", "zsh", "fish")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `caiafs`; `command` is None when no word was given."""
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose answer to a wrong word is the nearest right one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = "command" if isinstance(action, argparse._SubParsersAction) else str(action.metavar)
+            raise argparse.ArgumentError(
+                None, f"{value!r} is no {what.lower()}{suggest(str(value), action.choices)}"
+            )
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """End with exit code 2 because of *words* that nothing takes."""
+        flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if flag is None:
+            self.error(f"there is no place for {' '.join(words)}")
+        near = difflib.get_close_matches(flag.replace("_", "-"), self._option_string_actions, n=1)
+        self.error(f"{flag} is no option" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+class _SetOption(argparse.Action):
+    """A flag that is another spelling of -o: it joins the same list, so that the later word wins."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        value = "".join(f"\\{char}" if char in '\\,"' else char for char in str(values or self.const))
+        namespace.options = [*namespace.options, f"{self.setting}={value}"]
+
+    @property
+    def setting(self) -> str:
+        """The setting that the flag stands for."""
+        return self.option_strings[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+
+
+def build_parser() -> Parser:
+    """The parser of `caiafs`; `command` is None when no word was given.
+
+    In what it reads, `parser` is the parser of the command, for errors that are found later.
+    """
+    parser = Parser(
         prog="caiafs",
         description="A directory that remembers everything: a filesystem at the speed of memory,\n"
         "with ordinary git commits as its record.",
@@ -43,11 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     _sync(commands)
     _status(commands)
     _check(commands)
+    _config(commands)
     _doctor(commands)
+    _completion(commands)
     return parser
 
 
-def _mount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _mount(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "mount",
@@ -66,6 +113,7 @@ def _mount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         _options_help()
         + _text(
             """
+            Each is a flag, too: --commit-interval 5m, --ro, --no-enable-fallback.
             Sizes: 65536, 64k, 256MiB, 1g. Times: 500ms, 5s, 1m, 2h; a plain number counts seconds.
             The words of mount(8) are understood too: ro, rw, nodev, nosuid, noexec, noatime, …
             Each option can also stand in a TOML file (--config), or in the environment in capitals
@@ -83,7 +131,8 @@ def _mount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
               /srv/site.git  /srv/site  fuse.caiafs  branch=main,nofail  0  0
             """
         ),
-        usage="caiafs mount [-f] [-o OPTION[,OPTION…]]… [--config FILE] [REPO] [MOUNTPOINT]",
+        usage="caiafs mount [-f] [-o OPTION[,OPTION…]]… [--OPTION [VALUE]]… [--config FILE]\n"
+        "                    [REPO] [MOUNTPOINT]",
     )
     parser.add_argument(
         "-f", "--foreground", action="store_true", help="stay in the foreground; log to standard error"
@@ -99,10 +148,12 @@ def _mount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--config", metavar="FILE", help="read settings (also repo and mountpoint) from a TOML file"
     )
+    for option in OPTIONS:
+        _flag_of(parser, option)
     parser.add_argument("places", nargs="*", metavar="REPO MOUNTPOINT", help="what to mount, and where")
 
 
-def _umount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _umount(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "umount",
@@ -128,7 +179,7 @@ def _umount(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
 
 
-def _commit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _commit(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "commit",
@@ -154,7 +205,7 @@ def _commit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the mount, or any path in it")
 
 
-def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _sync(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "sync",
@@ -171,7 +222,7 @@ def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the mount, or any path in it")
 
 
-def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _status(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "status",
@@ -195,7 +246,7 @@ def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="the mount, or any path in it")
 
 
-def _check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _check(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "check",
@@ -223,7 +274,105 @@ def _check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("repo", metavar="REPO")
 
 
-def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _config(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "config",
+        "check a settings file, or show what is in force",
+        """
+        Work with settings. `check` reads TOML files as a mount would, and names everything that is
+        wrong: unknown words with the nearest right one, values with what is allowed. `show` asks a
+        running mount what is in force, and where each value came from. `example` prints a file with
+        every setting, explained, at its default.
+        """,
+        """
+        examples:
+          caiafs config example > /etc/caiafs/site.toml
+          caiafs config check /etc/caiafs/site.toml
+          caiafs config show ~/notes
+
+        check exits with 2 if anything is wrong.
+        """,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions")
+    check = _command(
+        actions,
+        "check",
+        "say what is wrong with settings files",
+        """
+        Read each FILE as `caiafs mount --config FILE` would, without mounting anything, and print
+        one line for everything that is wrong: FILE:LINE, the word, and the way out.
+        The exit status is 2 if anything is wrong.
+        """,
+        """
+        example:
+          caiafs config check /etc/caiafs/*.toml
+        """,
+    )
+    check.add_argument("files", nargs="+", metavar="FILE", help="a TOML file of settings")
+    show = _command(
+        actions,
+        "show",
+        "what is in force in a mount, and where each value came from",
+        """
+        Ask the mount's daemon for its settings. Each line is a setting, its value, and where that
+        came from: -o, a file, a variable of the environment, or default.
+        """,
+        """
+        examples:
+          caiafs config show ~/notes
+          caiafs config show --json ~/notes | jq .memory
+        """,
+    )
+    show.add_argument("--json", action="store_true", help="print it as in .stats/config.json")
+    show.add_argument("mountpoint", metavar="MOUNTPOINT", help="the mount, or any path in it")
+    _command(
+        actions,
+        "example",
+        "print a settings file to begin with",
+        """
+        Print a TOML file in which every setting is explained, with its default commented out.
+        """,
+        """
+        example:
+          caiafs config example > ~/notes.toml
+        """,
+    )
+
+
+def _completion(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "completion",
+        "print the completion of commands for a shell",
+        """
+        Print a script that completes commands, flags, and the words of -o. A package of the system
+        has it in place; otherwise put it where the shell looks.
+        """,
+        """
+        examples:
+          caiafs completion bash > ~/.local/share/bash-completion/completions/caiafs
+          caiafs completion zsh > ~/.zsh/_caiafs              a folder in $fpath
+          caiafs completion fish > ~/.config/fish/completions/caiafs.fish
+        """,
+    )
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+
+
+def _flag_of(parser: argparse.ArgumentParser, option: Option) -> None:
+    """The flag --commit-interval for the setting commit_interval."""
+    flag = f"--{option.name.replace('_', '-')}"
+    # Not listed one by one in --help: the options of -o are, right below.
+    if option.is_switch:
+        parser.add_argument(flag, action=_SetOption, nargs=0, const="true", help=argparse.SUPPRESS)
+        if option.metavar == "BOOL":
+            no = flag.replace("--", "--no-", 1)
+            parser.add_argument(no, action=_SetOption, nargs=0, const="false", help=argparse.SUPPRESS)
+    else:
+        parser.add_argument(flag, action=_SetOption, metavar=option.metavar, help=argparse.SUPPRESS)
+
+
+def _doctor(commands: argparse._SubParsersAction[Parser]) -> None:
     _command(
         commands,
         "doctor",
@@ -238,14 +387,14 @@ def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     short: str,
     description: str,
     epilog: str,
     usage: str | None = None,
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
+) -> Parser:
+    parser = commands.add_parser(
         name,
         help=short,
         description=_text(description),
@@ -254,6 +403,8 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def _options_help() -> str:
@@ -280,7 +431,10 @@ def _options_help() -> str:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError("a positive number of seconds")
     return value

