@@ -1,9 +1,12 @@
 """Consolidation: a few packs instead of one per commit.
 
 Run by the commit worker when nothing else is to do. With git at hand, a geometric repack: it
-rolls only small packs together, deletes nothing but what it copied, and leaves `.keep` packs
-alone. Without git, packs that hold no deltas, as caiafs writes them, are copied entry by entry
-into one. Both add the new pack before they remove the old ones; neither prunes anything.
+rolls only small packs together, and leaves `.keep` packs alone. Without git, packs that hold no
+deltas, as caiafs writes them, are copied entry by entry into one. Neither prunes anything.
+
+Old packs go when the new one's name is on disk, and not before. `git repack -d` syncs its files but
+no directory: after a power loss the removals may have happened, and the new name not. So git only
+writes, and what it copied is removed here.
 
 A lock on the pack directory keeps two workers of one repository from doing it at the same time.
 """
@@ -73,7 +76,7 @@ def consolidate(
         program = shutil.which(git) if git else None
         before = unkept_packs(odb.path)
         if program is not None and not _is_partial(odb.path):
-            _git_repack(program, git_dir, odb.path, timeout)
+            _join_by_git(odb, program, git_dir, timeout)
         else:
             _join_own(odb, tmp_dir)
         odb.rescan()
@@ -108,9 +111,45 @@ def _only_one(pack_dir: str) -> Iterator[bool]:
         os.close(fd)
 
 
-def _git_repack(program: str, git_dir: str, objects_dir: str, timeout: float) -> None:
+def _join_by_git(odb: ObjectDatabase, program: str, git_dir: str, timeout: float) -> None:
+    odb.rescan()
+    present = [pack.name for pack in odb.local_packs()]
+    _run_git(program, git_dir, timeout, "repack", "-l", "--geometric=2", "--write-midx", "-n", "-q")
+    fsync_dir(os.path.join(odb.path, "pack"))
+    odb.rescan()
+    remaining = set(odb.local_midx_packs())
+    if remaining:
+        packs = {pack.name: pack for pack in odb.local_packs()}
+        covering = [pack for name, pack in packs.items() if name in remaining]
+        replaced = [packs[name] for name in present if name in packs and name not in remaining]
+        _remove(odb, [pack for pack in replaced if odb.has_alternates or _is_covered(pack, covering)])
+    _run_git(program, git_dir, timeout, "prune-packed", "-q")
+
+
+def _is_covered(pack: Pack, covering: list[Pack]) -> bool:
+    """Whether each object of *pack* is in one of the others; a `.keep` that appeared meanwhile says no."""
+    if os.path.exists(pack.base + ".keep"):
+        return False
+    try:
+        indexes = [other.index() for other in covering]
+        return all(any(index.find(oid) >= 0 for index in indexes) for oid, _, _ in pack.index().entries())
+    except GoneError:
+        return False
+
+
+def _remove(odb: ObjectDatabase, packs: list[Pack]) -> None:
+    """Remove packs whose objects are elsewhere, on disk, name and all."""
+    for pack in packs:
+        # The index goes first: without it nobody new looks into the pack, and those who did have it open.
+        for suffix in (".idx", ".pack", ".rev"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(pack.base + suffix)
+    fsync_dir(os.path.join(odb.path, "pack"))
+
+
+def _run_git(program: str, git_dir: str, timeout: float, *words: str) -> None:
     settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
-    command = [program, *settings, "repack", "-d", "-l", "--geometric=2", "--write-midx", "-n", "-q"]
+    command = [program, *settings, *words]
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "GIT_DIR": git_dir,
@@ -140,12 +179,11 @@ def _git_repack(program: str, git_dir: str, objects_dir: str, timeout: float) ->
         except BaseException as error:
             process.terminate()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise StoreError(f"git repack took longer than {timeout:.0f} s and was stopped") from None
+                raise StoreError(f"git {words[0]} took longer than {timeout:.0f} s and was stopped") from None
             raise
     if process.returncode:
         text = errors.decode(errors="replace").strip()
-        raise StoreError(f"git repack failed with exit code {process.returncode}: {text[-500:]}")
-    fsync_dir(os.path.join(objects_dir, "pack"))
+        raise StoreError(f"git {words[0]} failed with exit code {process.returncode}: {text[-500:]}")
 
 
 def _join_own(odb: ObjectDatabase, tmp_dir: str) -> None:
@@ -174,14 +212,7 @@ def _join_own(odb: ObjectDatabase, tmp_dir: str) -> None:
     if kept is None:
         return
     try:
-        for pack in joined:
-            if pack.base + ".pack" == kept.path:
-                continue
-            # The index goes first: without it nobody new looks into the pack, and those who did have it open.
-            for suffix in (".idx", ".pack", ".rev"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(pack.base + suffix)
-        fsync_dir(os.path.join(odb.path, "pack"))
+        _remove(odb, [pack for pack in joined if pack.base + ".pack" != kept.path])
     finally:
         kept.release()
 

@@ -290,6 +290,30 @@ def grow(store: Store, commits: int) -> dict[bytes, bytes]:
 
 
 @pytest.mark.parametrize("tool", ["git", None])
+def test_old_packs_go_when_the_name_of_the_new_one_is_on_disk(
+    tmp_path: Path, tool: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power loss could keep the removals, and not the pack that makes them right."""
+    store = new_store(tmp_path)
+    grow(store, 25)
+    before = set(packs(store))
+    listings: list[set[str]] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/objects/pack"):
+            listings.append(set(packs(store)))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert store.consolidate(tmp_of(store), git=tool)
+    synced_with_all = [listing for listing in listings if before < listing]
+    assert synced_with_all, "no moment at which old and new packs were on disk together"
+    assert listings[-1] == set(packs(store)), "the removals were not synced"
+    assert fsck(store.git_dir) == ""
+
+
+@pytest.mark.parametrize("tool", ["git", None])
 def test_many_packs_become_few_and_nothing_is_lost(tmp_path: Path, tool: str | None) -> None:
     store = new_store(tmp_path)
     files = grow(store, 25)
