@@ -10,10 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-UNITS = {
-    "us": "µs", "p99_us": "µs", "max_us": "µs", "mibs": "MiB/s", "s": "s", "ms": "ms", "files_per_s": "/s",
-    "mib": "MiB", "bytes": "bytes", "ratio": "×", "percent": "%",
-}  # fmt: skip
+_UNITS = {
+    "us": "µs",
+    "ms": "ms",
+    "s": "s",
+    "mibs": "MiB/s",
+    "mib": "MiB",
+    "kib": "KiB",
+    "percent": "%",
+    "bytes": "bytes",
+}
+
+
+def unit(metric: str) -> str:
+    """What a metric is counted in; its name ends in it."""
+    return "/s" if metric.endswith("_per_s") else _UNITS.get(metric.rpartition("_")[2], "")
+
 
 OVERLAYS = ("bindfs", "mergerfs", "gocryptfs", "rclone")
 BOTH = ("disk", "tmpfs")
@@ -56,10 +68,14 @@ class Case:
     limit: float = 60.0
     """Seconds after which a run counts as hung."""
     shared: dict[str, Any] = field(default_factory=dict)
+    few: frozenset[str] = QUICK_PEERS
+    """The peers of the quick form."""
+    rows: dict[str, str] = field(default_factory=dict)
+    """Metrics beside `metric` that tables show, and what they are."""
 
     @property
     def more_is_better(self) -> bool:
-        return self.metric in ("mibs", "files_per_s", "ratio")
+        return self.metric in ("mibs", "files_per_s")
 
     def arguments(self, quick: bool) -> dict[str, Any] | None:
         chosen = self.quick if quick else self.full
@@ -96,6 +112,54 @@ CASES: tuple[Case, ...] = (
     _calls("fsync_1", "new 4 KiB file with fsync, one writer", 200, work="fsync", writers=1, peers=SYNCING),
     _calls("fsync_8", "new 4 KiB file with fsync, eight writers, per file", 200, work="fsync", writers=8,
            peers=SYNCING),
+    Case("programs", "programs", "programs:programs", "untar_s", PROGRAMS,
+         {"files": 500, "modules": 30}, {"files": 2500, "modules": 200}, "programs", (1, 3), 120.0,
+         few=frozenset(("caiafs/disk", "plain/disk", "bindfs/disk", "bindfs/tmpfs", "plain+git/disk")),
+         rows={"untar_s": "untar of an sdist", "cp_s": "cp -a", "rm_s": "rm -rf", "clone_s": "git clone",
+               "status_s": "git status", "status_again_s": "git status, again",
+               "pip_s": "pip install into a venv"}),
+    Case("document", "a document of three files, stored and acknowledged", "commits:document", "us", (),
+         {"documents": 200, "times": 6}, {"documents": 1000, "times": 20}, "commits", (2, 3),
+         shared={"dulwich": True}),
+    Case("commit_batch", "10,000 new 4 KiB files into one durable commit", "commits:batch", "s", (),
+         {"files": 10_000, "dulwich": False}, {"files": 10_000, "dulwich": True}, "commits", (1, 3), 180.0,
+         rows={"s": "the commit", "store_s": "storing the files before", "whole_s": "both"}),
+    Case("commit_one", "one changed file among 10,000 in folders, durable commit", "commits:one", "ms", (),
+         {"times": 5, "dulwich": False}, {"times": 15, "dulwich": True}, "commits", (2, 3), 180.0,
+         shared={"files": 10_000, "flat": False}),
+    Case("commit_one_flat", "one changed file among 10,000 in one folder, durable commit", "commits:one",
+         "ms", (), {"times": 5, "dulwich": False}, {"times": 15, "dulwich": True}, "commits", (2, 3), 180.0,
+         shared={"files": 10_000, "flat": True}),
+    Case("save_during", "a 4 KiB save while 10,000 files are committed", "commits:save_during", "p99_us", (),
+         {"files": 10_000}, {"files": 10_000}, "commits", (1, 3), 180.0,
+         rows={"us": "median", "idle_us": "median, idle", "p99_us": "p99", "idle_p99_us": "p99, idle",
+               "max_us": "longest", "idle_max_us": "longest, idle"}),
+    Case("growth", "one changed file, durable commit, as the tree grows", "commits:growth", "ms", (),
+         {"sizes": [1_000, 10_000], "times": 5}, {"sizes": [1_000, 10_000, 100_000, 1_000_000], "times": 20},
+         "commits", (1, 1), 400.0, rows={"ms": "time", "kib": "added to the repository"}),
+    Case("mounting", "mount, first listing, first read", "large:mounting", "s", (),
+         {"sizes": [1_000, 100_000], "times": 1}, {"sizes": [1_000, 1_000_000], "times": 3}, "large", (1, 1),
+         400.0, rows={"s": "all three", "mount_s": "mount", "list_s": "listing", "read_s": "read"}),
+    Case("idle", "a mount left alone", "large:idle", "cpu_percent", (), {"seconds": 5.0}, {"seconds": 30.0},
+         "large", (1, 1), 120.0, rows={"cpu_percent": "processor", "written_bytes": "written to disk",
+                                      "wakeups_per_s": "wakeups"}),
+    Case("recovery", "mount after a crash with a full journal", "large:recovery", "s", (),
+         {"mebibytes": 128}, {"mebibytes": 1024}, "large", (1, 1), 300.0),
+    Case("inode", "memory for each file looked at", "large:inode", "bytes", (), {"files": 10_000},
+         {"files": 100_000}, "large", (1, 1), 200.0),
+    Case("walk", "every file's attributes: memory", "large:walk", "over_mib", (),
+         {"files": 100_000, "budget": 16}, {"files": 1_000_000, "budget": 256}, "large", (1, 1), 500.0,
+         rows={"peak_mib": "peak", "budget_mib": "budget", "over_mib": "above it", "us": "time per file"}),
+    Case("stream", "far more than the budget, written and read: memory", "large:stream", "over_mib", (),
+         {"mebibytes": 256, "budget": 32}, {"mebibytes": 8192, "budget": 256}, "large", (1, 1), 600.0,
+         rows={"peak_mib": "peak", "budget_mib": "budget", "over_mib": "above it", "write_mibs": "writing",
+               "commit_s": "committing the rest", "read_mibs": "reading from git"}),
+    Case("churn", "a day of saves, each a commit", "large:churn", "over_mib", (),
+         {"saves": 200, "seconds": 15.0, "budget": 32}, {"saves": 10_000, "seconds": 180.0, "budget": 256},
+         "large", (1, 1), 400.0,
+         rows={"saves": "saves", "ms": "time per save and commit", "peak_mib": "peak memory",
+               "over_mib": "above the budget", "grown_mib": "memory grown since the first quarter",
+               "size_mib": "repository", "gc_mib": "after git gc", "times_gc": "ratio", "packs": "packs"}),
 )  # fmt: skip
 BY_KEY = {case.key: case for case in CASES}
 

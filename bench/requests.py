@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
+
+from caiafs.control import client
 
 _COUNT = re.compile(rb'^caiafs_fuse_request_seconds_count\{op="(\w+)"\} ([\d.e+]+)$', re.MULTILINE)
 CALM = 0.03
@@ -51,6 +54,14 @@ class Meter:
                 net = found[name] - own.get(name, 0)
                 if net > 0:
                     self._found[name] = round(net / operations, 3)
+
+    def settle(self) -> float:
+        """Between two steps: caiafs has committed what there is. Seconds that took."""
+        if self._path is None:
+            return 0.0
+        begun = time.perf_counter()
+        client.call(str(Path(self._path).parent.parent), "commit", timeout=300)
+        return time.perf_counter() - begun
 
     def figures(self) -> dict[str, dict[str, float]]:
         return {"requests": self._found} if self._path is not None else {}

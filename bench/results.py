@@ -39,7 +39,7 @@ class Results:
         counted = figures.pop(SAID, None)
         if counted is not None:
             self.requests[case.key] = counted
-        for name, own in figures.pop("peers", {key: figures}).items():
+        for name, own in figures.get("peers", {key: figures}).items():
             self._add(case.key, name, own)
 
     def _add(self, case: str, key: str, figures: dict[str, float]) -> None:

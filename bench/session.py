@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, peers, processes
-from .cases import QUICK_PEERS, Case
+from .cases import Case
 from .peers.base import environment, kill, mounts_below, unmount
 from .results import Results
 
 PATIENCE = 3
 """Failures after which a peer is left out of the rest of the run."""
+
+
+REMOVALS = 60.0
+"""Seconds that are waited for the removal of an earlier run's files."""
 
 
 class Hung(Exception):
@@ -35,7 +39,8 @@ class Hung(Exception):
 class Driver:
     """The driver process; made anew after it had to be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
+        self._extra = environment
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, order: dict[str, Any], limit: float) -> dict[str, Any]:
@@ -74,7 +79,7 @@ class Driver:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.driver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, env=environment(), cwd="/",
+                text=True, env=environment(**self._extra), cwd="/",
             )  # fmt: skip
         return self._process
 
@@ -93,13 +98,13 @@ class Session:
         self._only = only
         self._rounds = rounds
         self._ends = time.monotonic() + limit
-        self._driver = Driver()
         self._peers: dict[str, peers.Peer] = {}
         self._failures: dict[str, int] = {}
         self._number = 0
         self._durations: dict[tuple[str, str], float] = {}
         self.disk = Path(tempfile.mkdtemp(prefix="cb", dir=base or "/var/tmp"))
         self.memory = Path(tempfile.mkdtemp(prefix="cb", dir="/dev/shm"))
+        self._driver = Driver(BENCH_SCRATCH=os.fspath(self.memory / "scratch"))
         # Directories below spread over the disk, so that one peer's inodes are not searched for by another.
         subprocess.run(["chattr", "+T", self.disk], capture_output=True)
         self._results.machine = machine.describe(self.disk, self.memory)
@@ -107,6 +112,7 @@ class Session:
     def run(self) -> None:
         """All rounds, or as many as the time allows; what there is, is in the results."""
         try:
+            self._wait_for_removals()
             self._install()
             most = max(self._rounds_of(case) for case in self._cases)
             for number in range(most):
@@ -123,7 +129,7 @@ class Session:
         for place in (self.disk, self.memory):
             for mountpoint in mounts_below(place):
                 unmount(mountpoint, lazily=True)
-            shutil.rmtree(place, ignore_errors=True)
+            _remove(place)
         self._results.machine["load_after"] = round(os.getloadavg()[0], 2)
 
     # ---- rounds
@@ -145,19 +151,19 @@ class Session:
                 figures = self._one(case, key, arguments)
                 self._durations[case.key, key] = time.monotonic() - begun
                 if figures is not None:
-                    shown.append(f"{key} {figures[case.metric]:.4g}" if case.metric in figures else key)
+                    shown += _headlines(case, figures.get("peers", {key: figures}))
             self._say(f"round {number + 1}, {case.key}: " + (", ".join(shown) or "nothing"))
 
     def _order(self, case: Case, number: int) -> Iterator[str]:
         """The case's peers, beginning with another one in each round."""
-        keys = [key for key in case.peers if self._wanted(key)] if case.peers else [""]
+        keys = [key for key in case.peers if self._wanted(case, key)] if case.peers else [""]
         begin = number % len(keys) if keys else 0
         return iter(keys[begin:] + keys[:begin])
 
-    def _wanted(self, key: str) -> bool:
+    def _wanted(self, case: Case, key: str) -> bool:
         if self._only is not None:
             return key in self._only or key.partition("/")[0] in self._only
-        return not self._quick or key in QUICK_PEERS
+        return not self._quick or key in case.few
 
     def _affordable(self, case: Case, key: str) -> bool:
         expected = self._durations.get((case.key, key), 0.0)
@@ -175,7 +181,7 @@ class Session:
         top = peer.room if peer is not None else self.disk
         order = {
             "work": case.work, "room": os.fspath(top / f"{case.key}{self._number}"),
-            "arguments": {**arguments, **({} if key else {"memory": os.fspath(self.memory)})},
+            "arguments": {**arguments, **self._extra_arguments(case, key)},
             "stats": os.fspath(peer.stats) if peer is not None and peer.stats is not None else None,
         }  # fmt: skip
         limit = min(case.limit, max(5.0, self._ends + 30 - time.monotonic()))
@@ -197,11 +203,27 @@ class Session:
         self._results.add(case, key, figures)
         return figures
 
+    def _extra_arguments(self, case: Case, key: str) -> dict[str, Any]:
+        if not key:
+            return {"memory": os.fspath(self.memory)}
+        return {"git": True} if key.startswith("plain+git") else {}
+
+    def _wait_for_removals(self) -> None:
+        """An earlier run's files may still be on their way out, which slows a disk down."""
+        begun = time.monotonic()
+        while left := [*self.disk.parent.glob(f"cb*{LEFT}")]:
+            if time.monotonic() - begun > REMOVALS:
+                self._results.note("Files of an earlier run were still being removed meanwhile.")
+                return
+            if time.monotonic() - begun < 0.5:
+                self._say(f"waiting for {left[0]}, an earlier run's, to be removed")
+            time.sleep(0.5)
+
     # ---- peers
 
     def _install(self) -> None:
         """Bring what is missing where apt-get and root are there, and say so."""
-        wanted = {key for case in self._cases for key in case.peers if self._wanted(key)}
+        wanted = {key for case in self._cases for key in case.peers if self._wanted(case, key)}
         kinds = {key.partition("/")[0] for key in wanted}
         missing = [
             kind.package for name, kind in peers.KINDS.items()
@@ -259,3 +281,19 @@ class Session:
                 for mountpoint in mounts_below(place):
                     if not any(mountpoint == other.mountpoint for other in self._peers.values()):
                         unmount(mountpoint, lazily=True)
+
+
+LEFT = ".removing"
+
+
+def _remove(place: Path) -> None:
+    """Take *place* away, in a process of its own: with `discard`, a disk needs minutes for many files."""
+    left = place.rename(place.with_name(place.name + LEFT))
+    subprocess.Popen(
+        ["nice", "-n", "19", "rm", "-rf", "--one-file-system", left], stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def _headlines(case: Case, by_peer: dict[str, Any]) -> list[str]:
+    return [f"{key} {found[case.metric]:.4g}" for key, found in by_peer.items() if case.metric in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cases import BY_KEY, UNITS
+from .cases import BY_KEY, unit
 from .results import Results
 
 
@@ -16,27 +16,27 @@ def short(value: float) -> str:
 def label(key: str) -> str:
     """How a peer is called in tables; "disk" is told in the machine's description."""
     kind, _, base = key.partition("/")
-    names = {"plain": "", "plain+git": "git on "}
+    names = {"plain": "", "plain+git": "git on ", "plain+dulwich": "dulwich on "}
     return f"{names[kind]}{base}" if kind in names else f"{kind} ({base})" if base else kind
 
 
 def table(results: Results) -> str:
-    """All cases, one line for each peer, with the spread and the ratio to caiafs on disk."""
+    """All cases, one line for each peer, with the spread and the ratio of caiafs on disk to it."""
     lines = []
-    for case, by_peer in results.rounds.items():
-        metric = BY_KEY[case].metric
-        lines.append(f"\n{BY_KEY[case].title} [{UNITS.get(metric, metric)}]")
-        ours = results.value(case, "caiafs/disk", metric) or results.value(case, "caiafs", metric)
-        for key in by_peer:
-            found = results.spread(case, key, metric)
-            if found is None:
-                continue
-            ratio = f"{ours / found['median']:8.2f} x" if ours and found["median"] else ""
-            span = f"{short(found['low'])} to {short(found['high'])}"
-            lines.append(f"  {label(key):22} {short(found['median']):>10}   {span:>20}   {ratio}")
-        if case in results.requests:
-            counted = ", ".join(f"{name} {count:g}" for name, count in results.requests[case].items())
+    for key, by_peer in results.rounds.items():
+        case = BY_KEY[key]
+        for metric, title in (case.rows or {case.metric: ""}).items():
+            lines.append(f"\n{case.title}{': ' * bool(title)}{title} [{unit(metric)}]")
+            ours = results.value(key, "caiafs/disk", metric)
+            for peer in by_peer:
+                found = results.spread(key, peer, metric)
+                if found is not None:
+                    ratio = f"{ours / found['median']:8.2f} x" if ours and found["median"] else ""
+                    span = f"{short(found['low'])} to {short(found['high'])}"
+                    lines.append(f"  {label(peer):22} {short(found['median']):>10}   {span:>20}   {ratio}")
+        if key in results.requests:
+            counted = ", ".join(f"{name} {count:g}" for name, count in results.requests[key].items())
             lines.append(f"  requests: {counted or 'none'}")
-        for key, why in results.failures.get(case, {}).items():
-            lines.append(f"  {label(key):22} failed: {why}")
+        for peer, why in results.failures.get(key, {}).items():
+            lines.append(f"  {label(peer):22} failed: {why}")
     return "\n".join(lines)
