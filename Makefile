@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: demo test check lint format setup bench bench-quick
+.PHONY: demo test check lint format setup share bench bench-quick
 
 demo:
 	@sh .ci/demo
@@ -16,6 +16,10 @@ setup:
 
 lint:
 	@sh .ci/lint
+
+# The example of a settings file, made anew from the list of options.
+share: setup
+	.venv/bin/python -m caiafs config example >systemd/caiafs.toml.example
 
 format: setup
 	.venv/bin/ruff format caiafs tests bench

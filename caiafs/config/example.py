@@ -45,7 +45,7 @@ def toml_value(option: Option) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value)
-    short = show_value(option.name, value).replace(" ", "")
+    short = show_value(option.name, value).replace(" ", "").replace("µ", "u")
     return json.dumps(short) if _reads_back(option, short, value) else str(value)
 
 

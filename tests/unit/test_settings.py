@@ -34,8 +34,15 @@ def samples(option: Option) -> tuple[str, ...]:
     if option.choices:
         first, last = option.choices[0], option.choices[-1]
         return first, last, first
-    units = {"SIZE": ("64MiB", "128MiB", "192MiB"), "TIME": ("2s", "3s", "4s")}
-    return SAMPLES.get(option.name) or units.get(option.metavar) or ("2", "3", "4")
+    if option.name in SAMPLES:
+        return SAMPLES[option.name]
+    for unit in ("s", "ms", "MiB", ""):
+        try:
+            option.parse(f"4{unit}")
+        except ValueError:
+            continue
+        return f"2{unit}", f"3{unit}", f"4{unit}"
+    raise AssertionError(f"no sample for {option.name}: give it one in SAMPLES")
 
 
 def taken(option: Option) -> None:
