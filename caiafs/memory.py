@@ -64,6 +64,12 @@ class MemoryTier:
         if self.held + size > self.limit:
             self._make_room()
 
+    def resize(self, limit: int) -> None:
+        """The budget is *limit* bytes from now on."""
+        self.limit = limit
+        if self.held + self._reserved > limit:
+            self._make_room()
+
     @property
     def over(self) -> int:
         """Bytes above the budget that no eviction can give back."""

@@ -21,6 +21,10 @@ from caiafs.errors import CaiafsError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `caiafs` command and return its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] in (["mount.caiafs"], ["umount.caiafs"]):
+        # How the helpers in /sbin find their way here, wherever this is installed.
+        return (mount_helper if words[0] == "mount.caiafs" else umount_helper)(words[1:])
     parser = build_parser()
     arguments, more = parser.parse_known_args(argv)
     if arguments.command is None:
@@ -41,11 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def mount_helper(argv: Sequence[str] | None = None) -> int:
     """Run as mount.caiafs or mount.fuse.caiafs: SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]."""
-    from caiafs.cli import mounting
+    from caiafs.cli import helpers
 
     words = sys.argv[1:] if argv is None else list(argv)
     # mount(8) hands our exit code on, and there 1 and 2 mean other things.
-    return 32 if guarded(lambda: mounting.helper(words), "mount.caiafs") else 0
+    return 32 if guarded(lambda: helpers.mount(words), "mount.caiafs") else 0
+
+
+def umount_helper(argv: Sequence[str] | None = None) -> int:
+    """Run as umount.caiafs or umount.fuse.caiafs: DIR [-flnrv] [-N NAMESPACE] [-t TYPE]."""
+    from caiafs.cli import helpers
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    return 32 if guarded(lambda: helpers.umount(words), "umount.caiafs") else 0
 
 
 def guarded(command: Callable[[], int], name: str) -> int:
@@ -55,7 +67,7 @@ def guarded(command: Callable[[], int], name: str) -> int:
         sys.stdout.flush()
         return code
     except CaiafsError as problem:
-        print(f"{name}: {problem}", file=sys.stderr)
+        print(_error_line(name, str(problem)), file=sys.stderr)
         return problem.exit_code
     except BrokenPipeError:
         # `caiafs status | head`: the reader has seen enough. Python's own flush at exit must not fail.
@@ -65,11 +77,25 @@ def guarded(command: Callable[[], int], name: str) -> int:
         return 130
 
 
+def _error_line(name: str, message: str) -> str:
+    """As a person reads it; in the journal one line, with the mark that makes it an error (sd-daemon(3))."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    if device:
+        found = os.fstat(2)
+        if (device, inode) == (str(found.st_dev), str(found.st_ino)):
+            return f"<3>{name}: {' '.join(message.split())}"
+    return f"{name}: {message}"
+
+
 def _find(command: str) -> Callable[[argparse.Namespace], int]:
     if command == "doctor":
         from caiafs.cli import doctor
 
         return doctor.run
+    if command == "install-units":
+        from caiafs.cli import units
+
+        return units.run
     if command in ("mount", "umount"):
         from caiafs.cli import mounting
 
@@ -84,6 +110,10 @@ def _find(command: str) -> Callable[[argparse.Namespace], int]:
         return completion.run
     from caiafs.cli import asking
 
-    return {"commit": asking.commit, "sync": asking.sync, "status": asking.status, "check": asking.check}[
-        command
-    ]
+    return {
+        "commit": asking.commit,
+        "sync": asking.sync,
+        "status": asking.status,
+        "check": asking.check,
+        "reload": asking.reload,
+    }[command]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 from typing import Any
 
 from caiafs.cli import render
+from caiafs.config import Config
 from caiafs.control import ControlError, call, locate, mount_table, read_stats
-from caiafs.errors import CaiafsError
+from caiafs.errors import CaiafsError, UsageError
 
 STATUS_TIMEOUT = 10.0
 
@@ -30,6 +32,17 @@ def commit(arguments: argparse.Namespace) -> int:
 def sync(arguments: argparse.Namespace) -> int:
     """`caiafs sync`: returns once all changes so far survive power loss."""
     call(arguments.mountpoint, "sync")
+    return 0
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """`caiafs reload`: the daemon reads its settings again; prints what changed and what cannot."""
+    if (arguments.mountpoint is None) == (arguments.config is None):
+        raise UsageError("reload takes MOUNTPOINT, or --config FILE, which names it")
+    mountpoint = arguments.mountpoint
+    if mountpoint is None:
+        mountpoint = Config.load(None, None, (), os.environ, arguments.config).mountpoint
+    print(call(mountpoint, "reload", timeout=STATUS_TIMEOUT)["said"])
     return 0
 
 

@@ -1,22 +1,29 @@
-"""`caiafs mount`, `caiafs umount`, and the helper that mount(8) runs."""
+"""`caiafs mount` and `caiafs umount`. helpers.py has what mount(8) runs."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
-import getopt
+import faulthandler
 import logging
 import os
 import select
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Callable
 
 from caiafs.cli.render import ProgressLine
 from caiafs.config import Config
-from caiafs.control import ControlError, Mount, call_socket, locate, mount_at, mount_of, mount_table
+from caiafs.control import (
+    ControlError,
+    Mount,
+    call_socket,
+    locate,
+    mount_at,
+    mount_of,
+    mount_table,
+    read_stats,
+)
 from caiafs.control.mounts import is_within, unmount
 from caiafs.errors import MountError, UsageError
 
@@ -38,58 +45,49 @@ def start(config: Config, *, foreground: bool) -> int:
     """Serve *config* here or in a child in the background; MountError where a library is missing."""
     try:
         from caiafs import mount as mounting
-        from caiafs.mount import daemonize
+        from caiafs.mount import daemonize, logs, notify
     except ImportError as problem:
         raise MountError(
             f"cannot load what mounting needs ({problem}); `caiafs doctor` says how to mend it"
         ) from None
 
-    log_path = daemonize.default_log_path(config.mountpoint)
+    # Taken out of the environment: what the daemon starts is no service of its own.
+    manager = notify.take_environment(os.environ)
+    journal = logs.to_journal(os.environ)
+    log_path = None if journal else daemonize.default_log_path(config.mountpoint)
 
     def serve(ready: Callable[[], None]) -> int:
-        ready = _start_logging(config.log_level, None if foreground else daemonize.open_log(log_path), ready)
+        log_file = None if foreground or log_path is None else daemonize.open_log(log_path)
+        context = {"mount": config.mountpoint, "repo": config.repo}
+        leave_terminal = logs.start(config.log_level, context, log_file, journal=journal)
+
+        def serving() -> None:
+            leave_terminal()
+            ready()
+
+        # Where a loop hangs, and the watchdog ends it, the log says where.
+        faulthandler.enable(log_file.fileno() if log_file is not None else 2)
         for note in config.notes:
             log.warning("%s", note)
-        return mounting.run(config, ready)
+        return mounting.run(config, serving, notify.Notifier(manager if foreground else {}))
 
     if foreground:
         return serve(lambda: None)
     return daemonize.launch(serve, log_path)
 
 
-def helper(words: Sequence[str]) -> int:
-    """mount.caiafs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE], as mount(8) calls it."""
-    try:
-        flags, places = getopt.gnu_getopt(list(words), "sfnvhVN:o:t:")
-    except getopt.GetoptError as problem:
-        raise UsageError(
-            f"{problem}; usage: mount.caiafs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS]"
-        ) from None
-    if len(places) != 2:
-        raise UsageError("usage: mount.caiafs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]")
-    given = dict(flags)
-    if "-N" in given:
-        _enter_namespace(given["-N"])
-    # `caiafs#/srv/x.git` is the older way to name the program in fstab's first field.
-    source = places[0].removeprefix("caiafs#")
-    options = [value for flag, value in flags if flag == "-o"]
-    config = Config.load(source, places[1], options, os.environ, sloppy="-s" in given)
-    if "-v" in given:
-        print(f"mount.caiafs: mounting {config.repo} on {config.mountpoint}", file=sys.stderr)
-    if "-f" in given:
-        return 0  # "fake": everything but the mount itself
-    return start(config, foreground=False)
-
-
 def umount(arguments: argparse.Namespace) -> int:
     """`caiafs umount`: drain, unmount, wait for the daemon's end."""
     timeout: float = arguments.timeout
-    mounted = _mounted_at(arguments.mountpoint)
+    mountpoint = _mountpoint(arguments)
+    if arguments.stale:
+        return _clear_if_dead(mountpoint)
+    mounted = _mounted_at(mountpoint)
     os.chdir("/")  # or this very process keeps the mount busy
     quoted = shlex.quote(mounted.mountpoint)
     try:
         location = locate(mounted.mountpoint, timeout)
-        daemon = _open_process(location.pid)
+        daemon = open_process(location.pid)
         with ProgressLine() as progress:
             call_socket(location.state_dir, "drain", None, timeout, progress)
     except ControlError as problem:
@@ -106,13 +104,35 @@ def umount(arguments: argparse.Namespace) -> int:
     try:
         unmount(mounted.mountpoint)
     except OSError as problem:
-        raise _not_unmounted(mounted, problem) from None
-    if daemon is not None and not _wait_end(daemon, timeout):
+        raise not_unmounted(mounted, problem) from None
+    if daemon is not None and not wait_end(daemon, timeout):
         raise _failed(
             f"{mounted.mountpoint} is unmounted, but its daemon (process {location.pid}) is still at work "
             f"after {timeout:g} s: it ends by itself, and until then the branch cannot be mounted again",
             errno.ETIMEDOUT,
         )
+    return 0
+
+
+def _mountpoint(arguments: argparse.Namespace) -> str:
+    """The MOUNTPOINT that was given, or the one that the file of --config names."""
+    if (arguments.mountpoint is None) == (arguments.config is None):
+        raise UsageError("umount takes MOUNTPOINT, or --config FILE, which names it")
+    if arguments.mountpoint is not None:
+        return str(arguments.mountpoint)
+    return Config.load(None, None, (), os.environ, arguments.config).mountpoint
+
+
+def _clear_if_dead(mountpoint: str) -> int:
+    """`caiafs umount --stale`: for whoever cleans up after a daemon, which may have left nothing."""
+    mounted = mount_at(os.path.realpath(mountpoint))
+    if mounted is None or not mounted.is_caiafs:
+        return 0
+    try:
+        read_stats(mounted.mountpoint, "config.json", timeout=5.0)
+    except ControlError as problem:
+        if problem.errno == errno.ENOTCONN:
+            return _clear(mounted)
     return 0
 
 
@@ -157,7 +177,7 @@ def _clear(mounted: Mount) -> int:
     try:
         unmount(mounted.mountpoint, lazy=True)
     except OSError as problem:
-        raise _not_unmounted(mounted, problem) from None
+        raise not_unmounted(mounted, problem) from None
     print(
         f"caiafs: the daemon of {mounted.mountpoint} was dead; its mount is cleared. Nothing acknowledged is "
         f"lost: the next mount of {mounted.source} replays the journal.",
@@ -166,7 +186,7 @@ def _clear(mounted: Mount) -> int:
     return 0
 
 
-def _not_unmounted(mounted: Mount, problem: OSError) -> MountError:
+def not_unmounted(mounted: Mount, problem: OSError) -> MountError:
     quoted = shlex.quote(mounted.mountpoint)
     if problem.errno != errno.EBUSY:
         return _failed(f"cannot unmount {mounted.mountpoint}: {problem.strerror}", problem.errno)
@@ -180,14 +200,21 @@ def _not_unmounted(mounted: Mount, problem: OSError) -> MountError:
             f"{mounted.mountpoint} is busy: unmount first what is mounted in it: {', '.join(inner)}",
             errno.EBUSY,
         )
+    return busy_with(
+        mounted,
+        "all is committed, but it stays mounted",
+        f", or detach it with `fusermount3 -uz {quoted}`: it then ends with its last user",
+    )
+
+
+def busy_with(mounted: Mount, what: str, way_out: str = "") -> MountError:
+    """The error of a mount that programs use: which ones."""
     using = [
-        f"  process {pid} ({program}): {what}" for pid, program, what in holders(mounted.mountpoint)[:10]
+        f"  process {pid} ({program}): {used}" for pid, program, used in holders(mounted.mountpoint)[:10]
     ]
     said = "\n".join(using) or "  (by processes of other users; as root, this command names them)"
     return _failed(
-        f"{mounted.mountpoint} is busy; all is committed, but it stays mounted. It is used by\n{said}\n"
-        f"End those and try again, or detach it with `fusermount3 -uz {quoted}`: "
-        f"it then ends with its last user",
+        f"{mounted.mountpoint} is busy; {what}. It is used by\n{said}\nEnd those and try again{way_out}",
         errno.EBUSY,
     )
 
@@ -221,7 +248,7 @@ def _used_by(pid: str, mountpoint: str) -> str:
     return ""
 
 
-def _open_process(pid: int) -> int | None:
+def open_process(pid: int) -> int | None:
     """A descriptor that tells of the end of *pid*, whatever the number is used for later."""
     try:
         return os.pidfd_open(pid)
@@ -229,51 +256,11 @@ def _open_process(pid: int) -> int | None:
         return None
 
 
-def _wait_end(process: int, timeout: float) -> bool:
+def wait_end(process: int, timeout: float) -> bool:
     try:
         return bool(select.select([process], [], [], timeout)[0])
     finally:
         os.close(process)
-
-
-def _enter_namespace(name: str) -> None:
-    """Go where mount(8) -N points: a process id, or a file such as /proc/7/ns/mnt; see setns(2)."""
-    path = f"/proc/{name}/ns/mnt" if name.isdigit() else name
-    clone_newns = 0x00020000
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as problem:
-        raise _failed(f"cannot open the mount namespace {path}: {problem.strerror}", problem.errno) from None
-    try:
-        if ctypes.CDLL(None, use_errno=True).setns(fd, clone_newns) != 0:
-            code = ctypes.get_errno()
-            raise _failed(f"cannot enter the mount namespace {path}: {os.strerror(code)}", code)
-    finally:
-        os.close(fd)
-
-
-def _start_logging(level: str, log_file: TextIO | None, ready: Callable[[], None]) -> Callable[[], None]:
-    """Log to standard error, or to *log_file*: then the terminal sees warnings only, and those until ready.
-
-    Returns what is to be called in place of *ready*.
-    """
-    root = logging.getLogger()
-    root.setLevel(level.upper())
-    terminal = logging.StreamHandler(sys.stderr)
-    handlers = [terminal]
-    if log_file is not None:
-        terminal.setLevel(logging.WARNING)
-        handlers.append(logging.StreamHandler(log_file))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
-
-    def leave_terminal() -> None:
-        if log_file is not None:
-            root.removeHandler(terminal)
-        ready()
-
-    return leave_terminal
 
 
 def _failed(message: str, code: int | None) -> MountError:

@@ -87,10 +87,12 @@ def build_parser() -> Parser:
     _commit(commands)
     _sync(commands)
     _status(commands)
+    _reload(commands)
     _check(commands)
     _config(commands)
     _doctor(commands)
     _completion(commands)
+    _install_units(commands)
     return parser
 
 
@@ -176,7 +178,11 @@ def _umount(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="SECONDS",
         help="give up after so long without any progress (default: %(default)g)",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "--stale", action="store_true", help="only clear what a dead daemon left; do nothing to a live mount"
+    )
+    parser.add_argument("--config", metavar="FILE", help="unmount what this TOML file mounts")
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT")
 
 
 def _commit(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -243,6 +249,27 @@ def _status(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print health.json, stats.json and config.json in one"
     )
+    parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="the mount, or any path in it")
+
+
+def _reload(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "reload",
+        "read a mount's settings again",
+        """
+        Let the daemon of a mount read its TOML file again, and obey what can change while it
+        serves: log_level, commit_quiet, commit_interval, operation_timeout, enable_fallback,
+        memory, journal_max, author. Prints what changed, and what only a new mount changes. A
+        file that does not hold is refused, and nothing changes. SIGHUP does the same.
+        """,
+        """
+        examples:
+          caiafs reload /srv/site
+          caiafs reload --config /etc/caiafs/site.toml
+        """,
+    )
+    parser.add_argument("--config", metavar="FILE", help="the mount that this TOML file makes")
     parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="the mount, or any path in it")
 
 
@@ -383,6 +410,37 @@ def _doctor(commands: argparse._SubParsersAction[Parser]) -> None:
         The exit status is 1 if something that is required is missing.
         """,
         "",
+    )
+
+
+def _install_units(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "install-units",
+        "put units, mount helpers and an example where the system looks for them",
+        """
+        Write systemd's units, the helpers of mount(8) and umount(8), and an example of a
+        configuration, and say which files that are. Files of somebody else, and those that were
+        changed since, are left alone. Done twice, it changes nothing.
+
+        For the system (as root): caiafs@NAME.service mounts what /etc/caiafs/NAME.toml says.
+        With --user: the same for `systemctl --user` and the files in ~/.config/caiafs.
+        """,
+        """
+        examples:
+          sudo caiafs install-units
+          caiafs install-units --user
+          caiafs install-units --root /tmp/package --prefix /usr
+          sudo caiafs install-units --remove
+        """,
+    )
+    parser.add_argument("--user", action="store_true", help="for this user's own service manager")
+    parser.add_argument("--remove", action="store_true", help="take back what was written")
+    parser.add_argument(
+        "--root", metavar="DIR", default="/", help="below this directory, for packages and images"
+    )
+    parser.add_argument(
+        "--prefix", metavar="DIR", help="units and helpers in DIR/lib and DIR/sbin, such as /usr for packages"
     )
 
 

@@ -60,6 +60,8 @@ class WorkerProcess:
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         self.starts = 0
+        self.signs = 0
+        """Messages from the worker so far: while it works on a batch, each tells that it gets on."""
 
     @property
     def pid(self) -> int | None:
@@ -179,6 +181,7 @@ class WorkerProcess:
                         break
                     kind, *rest = pickle.loads(memoryview(buffer)[FRAME.size : FRAME.size + size])
                     del buffer[: FRAME.size + size]
+                    self.signs += 1
                     if kind in ("tip", "ready"):
                         self._on_tip(rest[0])
                     elif kind == "log":

@@ -79,6 +79,8 @@ class Committer:
         self.last_commit_at: float | None = None
         self.last_subject = ""
         self.stopping = False
+        self.troubled = trio.Event()
+        """Set when a commit has failed, for whoever shows it; they put a new one in its place."""
 
     # ---- starting
 
@@ -88,6 +90,12 @@ class Committer:
         self.side = side
         self.landed = landed
         self.tip = tip
+
+    def reconfigure(self, config: Config, identity: bytes) -> None:
+        """Other settings from now on; what waits for a time that is no longer right looks again."""
+        self._config = config
+        self._identity = identity
+        self._wake.set()
 
     def tip_seen(self, tip: bytes | None) -> None:
         """The worker saw the branch at *tip*."""
@@ -284,6 +292,7 @@ class Committer:
 
     def _failed(self, error: CaiafsError) -> None:
         self.failures += 1
+        self.troubled.set()
         if self.trouble != str(error):
             log.warning("commit failed, will be tried again: %s", error)
         self.trouble = self._fs.git_trouble = str(error)

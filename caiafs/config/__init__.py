@@ -90,6 +90,8 @@ class Config:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Things that were accepted but ignored, one sentence each: for the log at start."""
+    given: Given | None = field(default=None, compare=False, repr=False)
+    """Where all of this came from, so that a running mount can look again."""
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -113,23 +115,24 @@ class Config:
         absolute, since the daemon changes its directory. *sloppy* (mount(8) -s) turns unknown
         words of `-o` into notes.
         """
-        loader = _Loader(sloppy)
         words = list(split_options(options))
         file = _one_file(words, file)
-        loader.legacy_environment(environ or {})
-        loader.environment(environ or {})
+        words = [word for word in words if word[0] != "config"]
         if file is not None:
-            loader.toml(file)
-        loader.mount_options(words)
-        loader.argument("repo", repo)
-        loader.argument("mountpoint", mountpoint)
-        return loader.finish()
+            file = os.path.expanduser(file)
+        paths = [os.path.abspath(path) if path else None for path in (repo, mountpoint, file)]
+        ours = {
+            name: text
+            for name, text in (environ or {}).items()
+            if name.startswith("CAIAFS_") or name in (*_LEGACY, "PORT")
+        }
+        return Given(paths[0], paths[1], paths[2], words, ours, sloppy).gather()
 
     def describe(self) -> dict[str, dict[str, object]]:
         """Every setting as {"value": …, "origin": …}, ready for JSON; it holds nothing secret."""
         described: dict[str, dict[str, object]] = {}
         for each in fields(self):
-            if each.name in ("origins", "notes"):
+            if each.name in ("origins", "notes", "given"):
                 continue
             value = getattr(self, each.name)
             described[each.name] = {
@@ -141,6 +144,30 @@ class Config:
     def with_(self, **changes: Any) -> Config:
         """A copy with some values replaced: for tests and for what only the mount finds out."""
         return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The places that settings come from. Paths are absolute: a daemon changes its directory."""
+
+    repo: str | None
+    mountpoint: str | None
+    file: str | None
+    words: Sequence[tuple[str, str | None]]
+    environ: Mapping[str, str]
+    sloppy: bool = False
+
+    def gather(self) -> Config:
+        """The settings as these places have them now. Raises UsageError."""
+        loader = _Loader(self.sloppy)
+        loader.legacy_environment(self.environ)
+        loader.environment(self.environ)
+        if self.file is not None:
+            loader.toml(self.file)
+        loader.mount_options(self.words)
+        loader.argument("repo", self.repo)
+        loader.argument("mountpoint", self.mountpoint)
+        return replace(loader.finish(), given=self)
 
 
 def state_directory(git_dir: str, branch: bytes | str, state_dir: str | None = None) -> str:
@@ -369,6 +396,10 @@ _IGNORED = {
 }  # fmt: skip
 
 
+_OF_FUSE = {"user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "subtype", "default_permissions"}
+"""What the kernel says of a FUSE mount in /proc/self/mountinfo: mount(8) hands it back on a remount."""
+
+
 def split_options(options: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     r"""Take apart the values of `-o`: (name, value or None) for each word, in order.
 
@@ -404,6 +435,33 @@ def _one_file(words: Iterable[tuple[str, str | None]], file: str | None) -> str 
                 raise UsageError(f"two configuration files are named, {file} and {value}: give one")
             file = value
     return file
+
+
+@dataclass(frozen=True, slots=True)
+class Remount:
+    """What `-o remount,…` asks for."""
+
+    ro: bool | None
+    """True, False, or None where neither ro nor rw is said."""
+    kernel: tuple[str, ...]
+    """nosuid, suid, …, in order: the later word wins."""
+    settings: tuple[tuple[str, str | None], ...]
+    """Settings of ours, as they were written."""
+
+
+def split_remount(options: Iterable[str]) -> Remount:
+    """Take apart the values of `-o` of a remount. Raises UsageError for words that nobody knows."""
+    ro, kernel, settings = None, [], []
+    for name, value in split_options(options):
+        if name in ("ro", "rw"):
+            ro = (name == "ro") == (value is None or _flag(value))
+        elif name in _KERNEL or name in _HANDED_ON or name in ("relatime", "strictatime"):
+            kernel.append(name)
+        elif name in _BY_NAME:
+            settings.append((name, value))
+        elif not (name in _IGNORED or name in _OF_FUSE or name == "remount" or name.startswith(("x-", "X-"))):
+            raise UsageError(f"-o {name}: unknown option{suggest(name, _BY_NAME)}")
+    return Remount(ro, tuple(kernel), tuple(settings))
 
 
 # -- loading --------------------------------------------------------------------------------------
@@ -485,8 +543,8 @@ class _Loader:
                 self._mount_option(_BY_NAME[name], value)
             elif name == "remount":
                 raise UsageError(
-                    "remount cannot change the settings of a running mount: unmount it and mount it again "
-                    "(`mount -i -o remount,ro MOUNTPOINT` closes it to writers, and rw opens it)"
+                    "remount is for a mount that is there already: `mount -o remount,ro MOUNTPOINT` "
+                    "(as root, with mount.fuse.caiafs in /sbin: `caiafs install-units` puts it there)"
                 )
             elif name in _HANDED_ON or name in _KERNEL:
                 self._kernel_option(name)

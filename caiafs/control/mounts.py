@@ -7,12 +7,14 @@ while one hangs or is dead.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FSTYPE = "fuse.caiafs"
@@ -147,7 +149,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """
     program = shutil.which("umount") if os.geteuid() == 0 else None
     if program is not None:
-        command = [program, *(["-l"] if lazy else []), "--", mountpoint]
+        # -i: not by way of our own helper, which calls this.
+        command = [program, "-i", *(["-l"] if lazy else []), "--", mountpoint]
     else:
         # An ordinary user: fusermount3 checks that the mount is theirs.
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
@@ -166,6 +169,54 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         # "target is busy", "Device or resource busy"; the path may hold the word too.
         code = errno.EBUSY if "busy" in said.replace(mountpoint, "") else errno.EPERM
         raise OSError(code, said.splitlines()[-1] if said else f"{command[0]} failed")
+
+
+_FLAGS = {  # linux/mount.h
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
+    "nodiratime": 2048, "relatime": 1 << 21, "strictatime": 1 << 24,
+}  # fmt: skip
+_REMOUNT = 32
+_UNSET = {
+    "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
+    "diratime": "nodiratime",
+}  # fmt: skip
+
+
+def remount(mount: Mount, words: Iterable[str]) -> None:
+    """Change the kernel's flags of *mount* by *words* (ro, rw, nosuid, suid …); mount(2), as root.
+
+    Raises OSError: EBUSY for ro while a file is open for writing, EPERM.
+    """
+    now = {*mount.options.split(","), *({"sync", "dirsync"} & {*mount.super_options.split(",")})}
+    if "ro" in mount.super_options.split(","):
+        now.add("ro")
+    for word in words:
+        now.discard(_UNSET.get(word, ""))
+        if word in ("noatime", "relatime", "strictatime"):
+            now -= {"noatime", "relatime", "strictatime"}
+        now.add(word)
+    flags = sum(bit for word, bit in _FLAGS.items() if word in now)
+    target = os.fsencode(mount.mountpoint)
+    if ctypes.CDLL(None, use_errno=True).mount(b"none", target, None, ctypes.c_ulong(_REMOUNT | flags), None):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), mount.mountpoint)
+
+
+UMOUNT_HELPER = f"/sbin/umount.{FSTYPE}"
+
+
+def note_helper(mountpoint: str) -> None:
+    """Let umount(8) know that the mount at *mountpoint* has a helper of its own, where it has one.
+
+    It would else take the type from statfs(2), which for any FUSE mount is "fuse", and call none.
+    mount(8) writes the note into /run/mount/utab, and mounts nothing (-f). For root; best effort:
+    without the note nothing is lost, only that umount(8) returns before the last commit is made.
+    """
+    program, mount = shutil.which("mount"), mount_at(mountpoint)
+    if os.geteuid() != 0 or program is None or mount is None or not os.path.exists(UMOUNT_HELPER):
+        return
+    words = [program, "-i", "-f", "-t", FSTYPE, "-o", f"uhelper={FSTYPE}", "--", mount.source, mountpoint]
+    subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _may_mount() -> bool:

@@ -236,7 +236,11 @@ class Filesystem(Attributes):
 
     def adopt(self, record: Adopt, parent: Directory) -> None:
         """Make a change from outside true; *parent* is loaded and was checked in the same step."""
-        self._record(record, parent)
+        closed, self.closed = self.closed, False
+        try:
+            self._record(record, parent)
+        finally:
+            self.closed = closed
 
     def statistics(self) -> dict[str, int]:
         """Counts of inodes and changes."""

@@ -99,7 +99,7 @@ class Attributes(Names):
             return
         now = self.now()
         if (node.atime <= node.mtime or node.atime <= node.ctime or now - node.atime > RELATIME) and (
-            not self.config.ro
+            not self.config.ro and not self.closed
         ):
             node.atime = now
             if node.nlink:

@@ -36,6 +36,8 @@ class Recording(Directories):
         self.pressure = trio.Event()
         self.git_trouble: str | None = None
         self.pending = 0
+        self.closed = False
+        """Callers may change nothing (remounted read-only); what arrives from outside is still taken in."""
 
     @staticmethod
     def now() -> int:
@@ -90,7 +92,7 @@ class Recording(Directories):
             self.pressure.set()
 
     def _writable(self) -> None:
-        if self.config.ro:
+        if self.config.ro or self.closed:
             raise FSError(errno.EROFS)
 
     # ---- room in the journal

@@ -8,7 +8,6 @@ journal, lock. Called by cli.py, in the foreground or in a daemon of its own.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -17,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import pyfuse3
@@ -28,6 +27,7 @@ from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
 from ..committer.worker import Place
 from ..config import Config
+from ..control.mounts import note_helper
 from ..errors import (
     BranchLocked,
     CaiafsError,
@@ -49,8 +49,12 @@ from ..records.side import side_ref
 from ..store import Store, storable_entry
 from ..tree import Tree
 from ..virtual import Virtual
-from . import loop, preflight
+from . import kernel, loop, preflight
+from .logs import set_level
+from .notify import Notifier
+from .reload import Change, compare
 from .report import Report
+from .service import feed_watchdog, patience, report_status
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +64,21 @@ LOCK_PATIENCE = 3.0
 """Seconds for the worker of a daemon that was killed to be gone too."""
 
 
-def run(config: Config, ready: Callable[[], None]) -> int:
+def run(config: Config, ready: Callable[[], None], notifier: Notifier | None = None) -> int:
     """Mount and serve until unmounted; *ready* is called once the mount answers.
 
     Returns the exit code. Raises CaiafsError, with nothing mounted, if the mount cannot start.
+    *notifier* speaks to the service manager that started us.
     """
+    notifier = notifier or Notifier({})
+    try:
+        return _run(config, ready, notifier)
+    except CaiafsError as error:
+        notifier.failed(str(error), error.errno)
+        raise
+
+
+def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
     preflight.check(config)
     try:
         store = _open_store(config)
@@ -77,8 +91,10 @@ def run(config: Config, ready: Callable[[], None]) -> int:
         preflight.check(config, store.git_dir)
         state_dir = preflight.state_directory(config, store.git_dir, branch)
         with _lock(config, store, branch) as lock:
-            mount = Mount(config, store, branch, state_dir, tuple(lock.fds))
+            mount = Mount(config, store, branch, state_dir, tuple(lock.fds), notifier)
             try:
+                with patience(notifier, mount.progress):
+                    mount.attach()
                 trio.run(mount.serve, ready)
             finally:
                 mount.close()
@@ -130,9 +146,13 @@ class Mount:
     """The parts of one mount."""
 
     def __init__(
-        self, config: Config, store: Store, branch: bytes, state_dir: str, lock_fds: tuple[int, ...]
-    ) -> None:
+        self, config: Config, store: Store, branch: bytes, state_dir: str, lock_fds: tuple[int, ...],
+        notifier: Notifier,
+    ) -> None:  # fmt: skip
         self.config = config
+        self.notifier = notifier
+        self.born_read_only = config.ro
+        """Nothing can be kept: neither journal nor committer were made for it."""
         self.store = store
         self.branch = branch
         self.state_dir = state_dir
@@ -166,7 +186,7 @@ class Mount:
         )
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
-        self._attach(uid, gid)
+        self._reload_trouble = ""
 
     def close(self) -> None:
         """Let go of everything; nothing is written any more."""
@@ -176,8 +196,9 @@ class Mount:
 
     # ---- start
 
-    def _attach(self, uid: int, gid: int) -> None:
-        """Show what git has, then what the journal has beyond it."""
+    def attach(self) -> None:
+        """Show what git has, then what the journal has beyond it. Takes as long as the journal is large."""
+        uid, gid = os.getuid(), os.getgid()
         store = self.store
         tip = store.read_ref(self.ref)
         side = self._read_side()
@@ -223,9 +244,11 @@ class Mount:
     async def serve(self, ready: Callable[[], None]) -> None:
         """Reconcile, mount, answer, drain."""
         async with trio.open_nursery() as background:
+            background.start_soon(feed_watchdog, self.notifier)
             await background.start(self.worker.run)
             if not self.config.ro:
-                await self._reconcile()
+                with patience(self.notifier, self.progress):
+                    await self._reconcile()
             started = trio.Event()
             operations = self._kernel(started)
             self.report.operations = operations
@@ -234,8 +257,8 @@ class Mount:
             finally:
                 self._mounted = False
                 pyfuse3.close(unmount=True)  # libfuse leaves it be where the kernel has let go already
-                notify(b"STOPPING=1")
-                with trio.CancelScope(shield=True):
+                self.notifier.stopping(f"unmounted, {self.report.status_line()}")
+                with patience(self.notifier, self.progress), trio.CancelScope(shield=True):
                     await self._drain()
                 background.cancel_scope.cancel()
 
@@ -245,7 +268,7 @@ class Mount:
             if not self.config.ro:
                 nursery.start_soon(self.committer.run)
             nursery.start_soon(self._announce, started, ready)
-            nursery.start_soon(self._obey_signals)
+            await nursery.start(self._obey_signals)
             with loop.installed(self.config.spin):
                 await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
@@ -282,36 +305,142 @@ class Mount:
     async def _announce(self, started: trio.Event, ready: Callable[[], None]) -> None:
         await started.wait()
         await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
-        log.info("%s is mounted on %s", self.config.source, self.config.mountpoint)
+        await trio.to_thread.run_sync(note_helper, self.config.mountpoint)
+        fields = {"event": "mounted", "branch": os.fsdecode(self.branch), "state_dir": self.state_dir}
+        log.info("%s is mounted on %s", self.config.source, self.config.mountpoint, extra={"fields": fields})
         ready()
-        notify(b"READY=1")
+        self.notifier.ready(self.report.status_line())
+        await report_status(self.notifier, self)
 
-    async def _obey_signals(self) -> None:
-        """SIGTERM and SIGINT: commit what there is, then unmount. A second one unmounts at once."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _obey_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """SIGHUP: read the settings again. SIGTERM and SIGINT: commit what there is, then unmount;
+        a second one unmounts at once."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
-                count = 0
-                async for _ in signals:
-                    count += 1
-                    notify(b"STOPPING=1")
-                    if count == 1:
-                        nursery.start_soon(self._stop)
-                    else:
+                task_status.started()
+                stopping = False
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        with contextlib.suppress(CaiafsError):  # it is in the log, and in the status
+                            self.reload()
+                    elif stopping:
                         pyfuse3.terminate()
+                    else:
+                        stopping = True
+                        nursery.start_soon(self._stop)
 
     async def _stop(self) -> None:
         self.committer.stopping = True
-        await self._flush_kernel()
+        self.notifier.stopping(f"stopping, {self.report.status_line()}")
+        log.info("stopping: %s", self.report.status_line(), extra={"fields": {"event": "stopping"}})
+        with patience(self.notifier, self.progress):
+            await self._flush_kernel()
+            if not self.born_read_only:
+                try:
+                    # Once: who goes on writing must not keep us from leaving. The rest follows, unmounted.
+                    await self.committer.commit()
+                except CaiafsError as error:
+                    log.warning("%s", error)
+            try:
+                released = await trio.to_thread.run_sync(kernel.let_go, self.config.mountpoint)
+            except OSError as error:
+                log.warning("%s could not be unmounted in peace: %s", self.config.mountpoint, error.strerror)
+                released = False
+            else:
+                if not released:
+                    log.warning(
+                        "programs still use %s: what they had written is kept, their next call fails",
+                        self.config.mountpoint,
+                    )
+        if not released:
+            pyfuse3.terminate()
+
+    # ---- what a service manager is told
+
+    def status_line(self) -> str:
+        """Health and what git does not have, in a few words."""
+        return "; ".join(filter(None, (self.report.status_line(), self._reload_trouble)))
+
+    def is_quiet(self) -> bool:
+        """Nothing is changed and nothing is wrong."""
+        return not self.fs.is_dirty and self.report.state() == "healthy"
+
+    async def stirred(self) -> None:
+        """A change was made, or a commit failed."""
+        self.committer.troubled = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def first(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(first, self.fs.changed)
+            nursery.start_soon(first, self.committer.troubled)
+
+    def progress(self) -> tuple[int, ...]:
+        """Figures that stand still when nothing gets on. For other threads, too."""
+        fs = self.fs
+        return fs.replayed, fs.journal.appended, fs.tree.changes, self.worker.signs, self.committer.commits
+
+    # ---- other settings, while it serves
+
+    def reload(self, wanted: Config | None = None) -> Change:
+        """Read the settings again (or take *wanted*) and obey what can change in a running mount.
+
+        Raises UsageError for settings that do not hold; then all stays as it was.
+        """
+        self.notifier.reloading()
         try:
+            if wanted is None:
+                wanted = self.config.given.gather() if self.config.given is not None else self.config
+            # Closed or not is for `mount -o remount` to say.
+            change = compare(self.config.with_(ro=self.born_read_only), wanted)
+            self._reconfigure(change.config.with_(ro=self.config.ro))
+            self._reload_trouble = ""
+        except UsageError as error:
+            self._reload_trouble = f"not reloaded: {error}"
+            log.error("not reloaded, the settings stay as they are: %s", error)
+            raise
+        finally:
+            self.notifier.ready(self.status_line())
+        fields = {"event": "reloaded", "changed": " ".join(change.changed), "kept": " ".join(change.kept)}
+        log.log(
+            logging.WARNING if change.kept else logging.INFO,
+            "%s",
+            change.describe(),
+            extra={"fields": fields},
+        )
+        return change
+
+    def _reconfigure(self, config: Config) -> None:
+        set_level(config.log_level)
+        self.config = config
+        self.report.reconfigure(config)
+        self.memory.resize(config.memory)
+        self.fs.config = config
+        self.committer.reconfigure(config, identity(config, self.store))
+
+    async def close_to_writers(self, closed: bool) -> None:
+        """Obey `mount -o remount,ro` or `rw`. Closing commits what there is. Raises CaiafsError."""
+        if self.born_read_only and not closed:
+            raise MountError(
+                f"{self.config.mountpoint} was mounted read-only, and keeps no journal: to write to it, "
+                f"unmount it and mount it again"
+            )
+        if closed == self.config.ro:
+            return
+        self.fs.closed = closed
+        self.config = self.config.with_(ro=closed)
+        self.report.reconfigure(self.config)
+        if closed:
             await self.committer.drain()
-        except CaiafsError as error:
-            log.warning("%s", error)
-        pyfuse3.terminate()
+        log.info("%s is %s now", self.config.mountpoint, "read-only" if closed else "open to writers")
+        self.notifier.status(self.status_line())
 
     async def _drain(self) -> None:
         """The mount is gone: what the journal still holds goes into git, if git takes it."""
         self.committer.stopping = True
-        if self.config.ro:
+        if self.born_read_only:
             return
         try:
             await self.committer.drain()
@@ -341,14 +470,14 @@ class Mount:
     async def _invalidate(self, names: list[tuple[int, bytes]]) -> None:
         """Make the kernel forget *names*. In a thread: it may wait for requests that we serve."""
         if self._mounted and names:
-            await trio.to_thread.run_sync(_invalidate_all, names)
+            await trio.to_thread.run_sync(kernel.forget, names)
 
     async def _flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""
         if not self._mounted:
             return
         try:
-            await trio.to_thread.run_sync(_syncfs, self.config.mountpoint)
+            await trio.to_thread.run_sync(kernel.hand_over, self.config.mountpoint)
         except OSError as error:
             # Also raised for a write-back that failed earlier, whose program was told then.
             log.warning("the kernel could not hand over everything it holds: %s", error)
@@ -359,6 +488,8 @@ class Mount:
             "sync": self._do_sync,
             "status": self._do_status,
             "drain": self._do_drain,
+            "reload": self._do_reload,
+            "remount": self._do_remount,
         }
         await control.serve(self.state_dir, handlers, task_status=task_status)
 
@@ -376,14 +507,36 @@ class Mount:
         return self.report.status()
 
     async def _do_drain(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        if not self.config.ro:
+        if not self.born_read_only:
             await self._flush_kernel()
             await self.committer.drain()
         head = self.committer.head
         return {"commit": head.hex() if head else None}
 
+    async def _do_reload(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
+        change = self.reload()
+        return {"said": change.describe(), "changed": list(change.changed), "kept": list(change.kept)}
+
+    async def _do_remount(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
+        """Other settings (`words`: pairs of name and value, as -o has them), and `ro` true or false."""
+        given = self.config.given
+        words = [(str(name), value) for name, value in arguments.get("words") or []]
+        if words and given is not None:
+            wanted = replace(given, words=[*given.words, *words]).gather()
+            named = {name for name, _ in words}
+            fixed = [name for name in compare(self.config, wanted).kept if name in named]
+            if fixed:
+                raise UsageError(
+                    f"{', '.join(fixed)} cannot change while {self.config.mountpoint} is mounted: "
+                    "unmount it and mount it again"
+                )
+            self.reload(wanted)
+        if isinstance(closed := arguments.get("ro"), bool):
+            await self.close_to_writers(closed)
+        return {}
+
     def _refuse_read_only(self) -> None:
-        if self.config.ro:
+        if self.born_read_only:
             raise StoreError(f"{self.config.mountpoint} is mounted read-only: there is nothing to commit")
 
 
@@ -409,43 +562,6 @@ def identity(config: Config, store: Store) -> bytes:
     except KeyError:
         name = str(os.getuid())
     return f"{name} <{name}@{socket.gethostname()}>".encode("utf-8", "surrogateescape")
-
-
-def notify(message: bytes) -> None:
-    """Tell systemd, if it started us (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
-            sock.sendto(message, address)
-        except OSError as error:
-            log.warning("systemd could not be told %s: %s", message.decode(), error)
-
-
-def _invalidate_all(names: list[tuple[int, bytes]]) -> None:
-    for parent, name in names:
-        for invalidate in (
-            partial(pyfuse3.invalidate_entry, pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
-            partial(pyfuse3.invalidate_inode, pyfuse3.InodeT(parent), attr_only=True),
-        ):
-            try:
-                invalidate()
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # the kernel never knew it, or forgot it
-                    log.warning("the kernel could not be told that %r changed: %s", name, error)
-
-
-def _syncfs(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-    finally:
-        os.close(fd)
 
 
 def _escaped(source: str) -> str:

@@ -31,13 +31,15 @@ LOG_LIMIT = 1 << 20
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def launch(serve: Serve, log_path: str) -> int:
+def launch(serve: Serve, log_path: str | None) -> int:
     """Run *serve* in a child; return 0 once it is ready, else show its error and return its exit code.
+
+    Without *log_path* the child keeps its standard error: it leads to the system's journal.
 
     *serve* must not depend on the working directory: the child changes to /. The child never
     returns from this call.
     """
-    log_size = _prepare_log(log_path)
+    log_size = 0 if log_path is None else _prepare_log(log_path)
     sys.stdout.flush()
     sys.stderr.flush()
     receive, send = os.pipe()
@@ -57,8 +59,7 @@ def launch(serve: Serve, log_path: str) -> int:
         print(f"caiafs: {answer['error']}", file=sys.stderr)
         return int(answer["exit_code"])
     print(f"caiafs: the daemon {_fate(status)} before the mount was up", file=sys.stderr)
-    tail = _tail(log_path, log_size)
-    if tail:
+    if log_path is not None and (tail := _tail(log_path, log_size)):
         print(f"the end of its log {log_path}:\n{tail}", file=sys.stderr)
     return 32
 
@@ -88,7 +89,7 @@ def open_log(log_path: str) -> TextIO:
     return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
-def _serve_in_child(serve: Serve, log_path: str, send: int) -> NoReturn:
+def _serve_in_child(serve: Serve, log_path: str | None, send: int) -> NoReturn:
     code, told = 1, False
 
     def tell(**answer: object) -> None:
@@ -132,10 +133,12 @@ def _serve_in_child(serve: Serve, log_path: str, send: int) -> NoReturn:
             os._exit(code)
 
 
-def _detach(log_path: str) -> None:
+def _detach(log_path: str | None) -> None:
     os.setsid()
     sys.stdout.flush()
     sys.stderr.flush()
+    if log_path is None:
+        return
     try:
         _redirect(log_path, _LOG_FLAGS, 1, 2)
     except OSError:

@@ -43,6 +43,10 @@ class Report:
         ):
             metrics.gauge_source(name, source)
 
+    def reconfigure(self, config: Config) -> None:
+        """Show *config* as what is in force."""
+        self._config = config
+
     def files(self) -> dict[bytes, VirtualFile]:
         """The files of `.stats`."""
         return {
@@ -89,6 +93,14 @@ class Report:
                 },
             },
         }
+
+    def status_line(self) -> str:
+        """Health and what git does not have, for the one line of a service manager."""
+        changes = self._fs.statistics()["uncommitted_changes"]
+        counted = f"{changes} change{'s' * (changes != 1)} not yet in git" if changes else "all is in git"
+        closed = " (read-only)" if self._config.ro else ""
+        reasons = "".join(f"; {reason}" for reason in self.reasons())
+        return f"{self.state()}{closed}: {counted}{reasons}"
 
     # ---- figures
 

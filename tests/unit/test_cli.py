@@ -3,121 +3,29 @@
 from __future__ import annotations
 
 import errno
-import functools
 import importlib
 import io
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import trio
+from support.fakemount import HEALTH, STATS, FakeMount
 from support.mounts import environment
 
 import caiafs
 from caiafs import control
-from caiafs.cli import asking, doctor, main, mount_helper, mounting, render
+from caiafs.cli import asking, doctor, main, mounting, render
 from caiafs.config import OPTIONS, Config
-from caiafs.control import client, mounts
-from caiafs.control.client import Progress
 from caiafs.errors import CaiafsError, RepositoryMissing
+from caiafs.mount import logs
 
 ROOT = Path(__file__).parents[2]
-
-HEALTH = {"healthy": True, "state": "healthy", "reasons": [], "backends": {"memory": {"state": "healthy"}}}
-STATS = {
-    "storage_stats": {
-        "config": {},
-        "memory": {"held_bytes": 11 << 20, "inode_bytes": 1 << 20, "limit_bytes": 256 << 20},
-        "journal": {"bytes": 44 << 10},
-        "git": {},
-        "commits": {
-            "uncommitted_changes": 3,
-            "uncommitted_bytes": 12288,
-            "oldest_uncommitted_seconds": 4.2,
-            "last_commit": "4f1c" * 10,
-            "last_commit_at": None,
-            "last_subject": "Add a.txt",
-        },
-    }
-}
-
-
-class FakeMount:
-    """A directory that passes for a caiafs mount, and a daemon behind its socket."""
-
-    def __init__(self, base: Path) -> None:
-        self.path = base / "m"
-        self.state = base / "state"
-        (self.path / ".stats").mkdir(parents=True)
-        self.state.mkdir(mode=0o700)
-        self.config = {
-            "state_dir": str(self.state),
-            "pid": os.getpid(),
-            "branch": "main",
-            "settings": Config("/srv/r.git", str(self.path)).describe(),
-        }
-        self.write("config", self.config)
-        self.write("health", HEALTH)
-        self.write("stats", STATS)
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.problem: CaiafsError | None = None
-        self.commit: str | None = "4f1c" * 10
-        self.changes = 3
-        self.mount = control.Mount(str(self.path), control.FSTYPE, "/srv/r.git", "rw", "0:9")
-
-    def write(self, name: str, value: object) -> None:
-        (self.path / ".stats" / f"{name}.json").write_text(json.dumps(value))
-
-    async def answer(self, command: str, arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        self.asked.append((command, arguments))
-        if self.problem is not None:
-            raise self.problem
-        if command == "status":
-            return {"health": HEALTH, "stats": STATS, "config": self.config}
-        return {"sync": {"position": 9}}.get(command, {"commit": self.commit, "changes": self.changes})
-
-    def serve(self, listening: threading.Event, stop: list[Callable[[], None]]) -> None:
-        async def main() -> None:
-            token = trio.lowlevel.current_trio_token()
-            handlers = {
-                name: functools.partial(self.answer, name) for name in ("commit", "sync", "status", "drain")
-            }
-            async with trio.open_nursery() as nursery:
-                await nursery.start(functools.partial(control.serve, str(self.state), handlers))
-                stop.append(lambda: token.run_sync_soon(nursery.cancel_scope.cancel))
-                listening.set()
-
-        trio.run(main)
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMount]:
-    fake = FakeMount(tmp_path)
-
-    def find(path: str) -> control.Mount | None:
-        return fake.mount if mounts.is_within(os.path.abspath(path), str(fake.path)) else None
-
-    monkeypatch.setattr(client, "mount_of", find)
-    monkeypatch.setattr(mounting, "mount_of", find)
-    monkeypatch.setattr(mounting, "mount_at", lambda path: fake.mount if path == str(fake.path) else None)
-    monkeypatch.setattr(asking, "mount_table", lambda: [fake.mount])
-    monkeypatch.setattr(mounting, "mount_table", lambda: [fake.mount])
-    listening, stop = threading.Event(), list[Callable[[], None]]()
-    thread = threading.Thread(target=fake.serve, args=(listening, stop))
-    thread.start()
-    assert listening.wait(10)
-    yield fake
-    stop[0]()
-    thread.join()
-
 
 # -- words ------------------------------------------------------------------------------------------
 
@@ -144,7 +52,9 @@ def test_wrong_words_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]
     assert "usage: caiafs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["mount", "umount", "commit", "sync", "status", "check", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["mount", "umount", "commit", "sync", "status", "reload", "check", "doctor", "install-units"]
+)
 def test_every_command_explains_itself_within_a_terminals_width(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,13 +89,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configurations that caiafs.mount.run was called with, in the foreground."""
     seen: list[Config] = []
 
-    def run(config: Config, ready: Callable[[], None]) -> int:
+    def run(config: Config, ready: Callable[[], None], notifier: object) -> int:
         seen.append(config)
         ready()
         return 0
 
     monkeypatch.setattr(importlib.import_module("caiafs.mount"), "run", run, raising=False)
-    monkeypatch.setattr(mounting, "_start_logging", lambda level, log_file, ready: ready)
+    monkeypatch.setattr(logs, "start", lambda *arguments, **options: lambda: None)
     for name in list(os.environ):
         if name.startswith(("CAIAFS_", "CAIA_", "GOVC_", "PRIMARY_")) or name == "PORT":
             monkeypatch.delenv(name)
@@ -234,10 +144,11 @@ def test_usage_errors_of_mount_exit_2(ran: list[Config], capsys: pytest.CaptureF
 def test_failure_to_mount_exits_32(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(config: Config, ready: Callable[[], None]) -> int:
+    def run(config: Config, ready: Callable[[], None], notifier: object) -> int:
         raise RepositoryMissing(f"no repository at {config.repo}: -o init creates one")
 
     monkeypatch.setattr(importlib.import_module("caiafs.mount"), "run", run, raising=False)
+    monkeypatch.setattr(logs, "start", lambda *arguments, **options: lambda: None)
     assert main(["mount", "-f", "/r", "/m"]) == 32
     assert capsys.readouterr().err == "caiafs: no repository at /r: -o init creates one\n"
 
@@ -252,7 +163,7 @@ from caiafs.errors import MountError
 from caiafs.cli import main, mount_helper
 from caiafs.mount import daemonize
 daemonize.default_log_path = lambda mountpoint: {str(tmp_path / "log")!r}
-def run(config, ready):
+def run(config, ready, notifier):
     {run}
 caiafs.mount.run = run
 sys.exit({entry}(sys.argv[1:]))
@@ -281,39 +192,24 @@ def test_mount_returns_once_it_serves_or_says_why_not(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (32, "caiafs: not here: go there\n")
 
 
-# -- the helper of mount(8) -------------------------------------------------------------------------
-
-
-def test_helper_understands_what_mount8_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Config] = []
-
-    def start(config: Config, *, foreground: bool) -> int:
-        assert not foreground
-        seen.append(config)
-        return 0
-
-    monkeypatch.setattr(mounting, "start", start)
-    fstab = "rw,nodev,branch=b,_netdev,x-systemd.automount"
-    assert mount_helper(["caiafs#/srv/r.git", "/m", "-o", fstab, "-t", "fuse.caiafs"]) == 0
-    assert mount_helper(["/srv/r.git", "/m", "-sv", "-n", "-o", "frobnicate"]) == 0
-    assert [config.repo for config in seen] == ["/srv/r.git", "/srv/r.git"]
-    assert seen[0].kernel_options == ("nodev",)
-    assert mount_helper(["/srv/r.git", "/m", "-f"]) == 0
-    assert len(seen) == 2
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[], ["/r"], ["/r", "/m", "-o", "memroy=1"], ["/r", "/m", "-X"], ["/r", "/m", "-N", "/does/not/exist"]],
-)
-def test_helper_fails_with_32(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert mount_helper(words) == 32
-    assert capsys.readouterr().err.startswith("mount.caiafs: ")
-
-
 def test_helper_goes_to_the_background(tmp_path: Path) -> None:
     done = background(tmp_path, "ready(); return 0", ["/r", "/m", "-o", "rw"], "mount_helper")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- reload ----------------------------------------------------------------------------------------
+
+
+def test_reload_asks_the_mount_that_is_named_or_that_the_file_names(
+    fake: FakeMount, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reload", str(fake.path)]) == 0
+    file = tmp_path / "c.toml"
+    file.write_text(f'repo = "/r"\nmountpoint = "{fake.path}"\n')
+    assert main(["reload", "--config", str(file)]) == 0
+    assert fake.asked == [("reload", {}), ("reload", {})]
+    assert capsys.readouterr().out == "reloaded: nothing has changed\n" * 2
+    assert main(["reload"]) == 2
 
 
 # -- commit, sync, status ---------------------------------------------------------------------------
@@ -419,23 +315,6 @@ def test_check_of_no_repository_is_a_failure_and_no_mount_failure(
 
 
 # -- umount -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """umount leaves the working directory; the next test wants it back."""
-    monkeypatch.chdir(os.getcwd())
-
-
-@pytest.fixture
-def unmounted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    calls: list[tuple[str, bool]] = []
-
-    def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-        calls.append((mountpoint, lazy))
-
-    monkeypatch.setattr(mounting, "unmount", unmount)
-    return calls
 
 
 def test_umount_drains_unmounts_and_waits_for_the_daemon(

@@ -145,7 +145,7 @@ def test_missing_repository_or_mountpoint_is_said() -> None:
         ("author=nobody", "Name <mail>"),
         ("http=127.0.0.1:8080", "this version"),
         ("http=unix:/run/x", "this version"),
-        ("remount", "unmount it and mount it again"),
+        ("remount", "a mount that is there already"),
         ("config=", "TOML file"),
         ("config=/does/not/exist.toml", "No such file"),
         ('author="A <a@b>', "left open"),

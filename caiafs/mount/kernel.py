@@ -1,0 +1,69 @@
+"""Words to the kernel about a mount that is up: hand over, forget, let go.
+
+Every call here may wait for requests that the event loop serves, so it runs in a thread, always.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+from functools import partial
+
+import pyfuse3
+
+from ..control.mounts import unmount
+
+log = logging.getLogger(__name__)
+
+
+def hand_over(path: str) -> None:
+    """Return once the kernel has handed over what its write-back cache holds. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _syncfs(fd, path)
+    finally:
+        os.close(fd)
+
+
+def let_go(path: str) -> bool:
+    """Unmount *path*, which hands everything over; False if programs still use it.
+
+    Then its name is free and nothing new can be opened there, and all is handed over that they
+    had written. Raises OSError where that is refused.
+    """
+    try:
+        unmount(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+    else:
+        return True
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unmount(path, lazy=True)
+        _syncfs(fd, path)
+    finally:
+        os.close(fd)
+    return False
+
+
+def forget(names: list[tuple[int, bytes]]) -> None:
+    """Make the kernel forget these names, and the attributes of the directories they are in."""
+    for parent, name in names:
+        for invalidate in (
+            partial(pyfuse3.invalidate_entry, pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
+            partial(pyfuse3.invalidate_inode, pyfuse3.InodeT(parent), attr_only=True),
+        ):
+            try:
+                invalidate()
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # the kernel never knew it, or forgot it
+                    log.warning("the kernel could not be told that %r changed: %s", name, error)
+
+
+def _syncfs(fd: int, path: str) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)

@@ -1,0 +1,49 @@
+"""Fixtures of the tests that call the command line without a mount."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.fakemount import FakeMount
+
+from caiafs import control
+from caiafs.cli import asking, helpers, mounting
+from caiafs.control import client, mounts
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMount]:
+    fake = FakeMount(tmp_path)
+
+    def find(path: str) -> control.Mount | None:
+        return fake.mount if mounts.is_within(os.path.abspath(path), str(fake.path)) else None
+
+    monkeypatch.setattr(client, "mount_of", find)
+    monkeypatch.setattr(mounting, "mount_of", find)
+    for module in (mounting, helpers):
+        monkeypatch.setattr(module, "mount_at", lambda path: fake.mount if path == str(fake.path) else None)
+    monkeypatch.setattr(asking, "mount_table", lambda: [fake.mount])
+    monkeypatch.setattr(mounting, "mount_table", lambda: [fake.mount])
+    listening, stop = threading.Event(), list[Callable[[], None]]()
+    thread = threading.Thread(target=fake.serve, args=(listening, stop))
+    thread.start()
+    assert listening.wait(10)
+    yield fake
+    stop[0]()
+    thread.join()
+
+
+@pytest.fixture
+def unmounted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    calls: list[tuple[str, bool]] = []
+
+    def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+        calls.append((mountpoint, lazy))
+
+    monkeypatch.setattr(mounting, "unmount", unmount)
+    monkeypatch.setattr(helpers, "unmount", unmount)
+    return calls
