@@ -29,6 +29,9 @@ from caiafs.errors import MountError, UsageError
 
 log = logging.getLogger(__name__)
 
+PINNED_AFTER = 2.0
+"""Seconds after which an unmounted daemon that is still there is asked whether something keeps it."""
+
 
 def mount(arguments: argparse.Namespace) -> int:
     """`caiafs mount`: returns once the mount serves, or with -f once it is unmounted."""
@@ -105,7 +108,7 @@ def umount(arguments: argparse.Namespace) -> int:
         unmount(mounted.mountpoint)
     except OSError as problem:
         raise not_unmounted(mounted, problem) from None
-    if daemon is not None and not wait_end(daemon, timeout):
+    if daemon is not None and not _ends(daemon, location.state_dir, timeout):
         raise _failed(
             f"{mounted.mountpoint} is unmounted, but its daemon (process {location.pid}) is still at work "
             f"after {timeout:g} s: it ends by itself, and until then the branch cannot be mounted again",
@@ -134,6 +137,17 @@ def _clear_if_dead(mountpoint: str) -> int:
         if problem.errno == errno.ENOTCONN:
             return _clear(mounted)
     return 0
+
+
+def _ask_to_leave(state_dir: str, timeout: float) -> None:
+    """Other mount namespaces (of containers and services) may hold copies of the mount, and the kernel
+    keeps the daemon for them: it is to end all the same, unless files are open there."""
+    try:
+        call_socket(state_dir, "leave", None, timeout)
+    except ControlError as problem:
+        if problem.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET):
+            return  # it is on its way out already
+        raise _failed(str(problem), problem.errno) from None
 
 
 def holders(mountpoint: str) -> list[tuple[int, str, str]]:
@@ -257,7 +271,19 @@ def open_process(pid: int) -> int | None:
 
 
 def wait_end(process: int, timeout: float) -> bool:
+    """Wait for the end of *process*, and close its descriptor; False if it is still there."""
     try:
+        return bool(select.select([process], [], [], timeout)[0])
+    finally:
+        os.close(process)
+
+
+def _ends(process: int, state_dir: str, timeout: float) -> bool:
+    """Wait for the end of the daemon *process*; False if it is still there after *timeout* seconds."""
+    try:
+        if select.select([process], [], [], min(timeout, PINNED_AFTER))[0]:
+            return True
+        _ask_to_leave(state_dir, timeout)
         return bool(select.select([process], [], [], timeout)[0])
     finally:
         os.close(process)

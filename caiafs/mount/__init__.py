@@ -27,7 +27,7 @@ from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
 from ..committer.worker import Place
 from ..config import Config
-from ..control.mounts import note_helper
+from ..control.mounts import mount_at, note_helper
 from ..errors import (
     BranchLocked,
     CaiafsError,
@@ -187,6 +187,7 @@ class Mount:
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
         self._reload_trouble = ""
+        self._leaving = trio.Event()
 
     def close(self) -> None:
         """Let go of everything; nothing is written any more."""
@@ -256,7 +257,9 @@ class Mount:
                 await self._serve_mounted(started, ready)
             finally:
                 self._mounted = False
-                pyfuse3.close(unmount=True)  # libfuse leaves it be where the kernel has let go already
+                # libfuse leaves it be where the kernel has let go already; a mount that only others still
+                # have a copy of is not ours to touch.
+                pyfuse3.close(unmount=not self._leaving.is_set())
                 self.notifier.stopping(f"unmounted, {self.report.status_line()}")
                 with patience(self.notifier, self.progress), trio.CancelScope(shield=True):
                     await self._drain()
@@ -269,6 +272,7 @@ class Mount:
                 nursery.start_soon(self.committer.run)
             nursery.start_soon(self._announce, started, ready)
             await nursery.start(self._obey_signals)
+            nursery.start_soon(self._leave_when_closed)
             with loop.installed(self.config.spin):
                 await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
@@ -490,6 +494,7 @@ class Mount:
             "drain": self._do_drain,
             "reload": self._do_reload,
             "remount": self._do_remount,
+            "leave": self._do_leave,
         }
         await control.serve(self.state_dir, handlers, task_status=task_status)
 
@@ -534,6 +539,31 @@ class Mount:
         if isinstance(closed := arguments.get("ro"), bool):
             await self.close_to_writers(closed)
         return {}
+
+    async def _do_leave(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
+        """It was unmounted where we live; copies in other mount namespaces are no reason to stay."""
+        place = self.config.mountpoint
+        if mount_at(place) is not None:
+            raise MountError(f"{place} is still mounted")
+        self._leaving.set()
+        if opened := self._open_handles():
+            raise MountError(
+                f"{place} is unmounted here, but {opened} open files or directories keep it: another mount "
+                f"namespace (a container, a service) has a copy of the mount, or the unmount was lazy. The "
+                f"daemon (process {os.getpid()}) ends when they are closed"
+            )
+        return {}
+
+    async def _leave_when_closed(self) -> None:
+        await self._leaving.wait()
+        # Rare, and soon over: not worth an event for every release.
+        while self._open_handles():  # noqa: ASYNC110
+            await trio.sleep(0.2)
+        pyfuse3.terminate()
+
+    def _open_handles(self) -> int:
+        operations = self.report.operations
+        return 0 if operations is None else int(operations.statistics()["open_handles"])
 
     def _refuse_read_only(self) -> None:
         if self.born_read_only:

@@ -274,6 +274,35 @@ def test_umount_of_a_busy_mount(mounts: Mounts) -> None:
     assert mount.serves()
 
 
+def test_umount_ends_a_daemon_whose_mount_another_namespace_still_has(mounts: Mounts) -> None:
+    """A container or a service that began meanwhile has a copy of the mount, which alone would keep it."""
+    need_root()
+    mount = mounts()
+    (mount.path / "a").write_text("one\n")
+    opened, close, closed = os.pipe(), os.pipe(), os.pipe()
+
+    def elsewhere() -> None:
+        own_namespace()
+        with (mount.path / "a").open():
+            os.write(opened[1], b"x")
+            os.read(close[0], 1)
+        os.read(closed[0], 1)  # the copy of the mount stays
+
+    child = in_child(elsewhere)
+    os.read(opened[0], 1)
+    text = refused(32, "umount", mount.path, says="1 open files .* keep it")
+    assert "namespace" in text
+    assert not is_mounted(mount.path)
+    os.write(close[1], b"x")
+    assert mount.wait_ended() == 0
+    os.write(closed[1], b"x")
+    join(child)
+    for fd in (*opened, *close, *closed):
+        os.close(fd)
+    mount.start()
+    assert (mount.path / "a").read_text() == "one\n"
+
+
 def test_stops_within_a_second_of_an_unmount(mounts: Mounts) -> None:
     """From fusermount3 -u to the end of the daemon, with nothing to commit."""
     mount = mounts()
