@@ -69,6 +69,10 @@ class ObjectCorrupt(StoreError):
     """An object is there but does not read back as what its name says."""
 
 
+class FormatNewer(StoreError):
+    """A newer caiafs wrote it: mount with that version, which reads it. Nothing of it is changed."""
+
+
 class RefLocked(StoreError):
     """Another process holds the ref's lock file; worth trying again."""
 

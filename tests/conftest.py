@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.mounts import Mount, Mounts, need_fuse
 from support.processes import GUARD
+
+settings.register_profile("caiafs", deadline=None)  # a busy machine is no failure
+settings.load_profile("caiafs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

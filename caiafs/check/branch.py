@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..errors import CaiafsError, StoreError
+from ..errors import CaiafsError, FormatNewer, StoreError
 from ..filesystem.loader import SideState, read_side
 from ..records import WRITE_DATA, Committed, Name, Record, Synced, Write
 from ..records.side import side_ref
@@ -55,6 +55,8 @@ class Examined:
     tip: bytes | None = None
     side_oid: bytes | None = None
     side: SideState | None = None
+    is_newer: bool = False
+    """A newer caiafs wrote the metadata: it is left alone."""
     scan: Scan | None = None
     floor: int = 0
     """Git has all of the journal before this position."""
@@ -114,10 +116,11 @@ def _read_refs(store: Store, seen: Examined) -> None:
         seen.side_oid = store.read_ref(branch.side_ref)
         if seen.side_oid is not None:
             seen.side = read_side(store, seen.side_oid)
+    except FormatNewer as error:
+        seen.is_newer = True
+        findings.problem(SIDE, str(error))
     except StoreError as error:
-        findings.problem(
-            SIDE, f"{error}; the branch does not mount", BACK
-        )  # fmt: skip
+        findings.problem(SIDE, f"{error}; the branch does not mount", BACK)
 
 
 def _relation(store: Store, seen: Examined) -> None:
@@ -200,6 +203,10 @@ def _files(scan: Scan, findings: Findings) -> None:
             findings.problem(
                 JOURNAL, f"{segment.path}: {why}", "moves it into the backup and saves the data it holds"
             )
+    if scan.newer_at is not None:
+        findings.problem(
+            JOURNAL, f"{scan.newer_at}: a newer caiafs wrote records of it; mount with that version"
+        )
     for segment in scan.segments:
         if segment.header:
             findings.problem(JOURNAL, f"{segment.path}: {segment.header}", "writes the header again")
@@ -215,7 +222,9 @@ def _files(scan: Scan, findings: Findings) -> None:
             "data under lost+found",
         )
     for name in scan.foreign:
-        findings.note(JOURNAL, f"{os.path.join(scan.directory, name)} is not a file of caiafs")
+        findings.note(
+            JOURNAL, f"{show(os.fsencode(os.path.join(scan.directory, name)))} is not a file of caiafs"
+        )
 
 
 def _position(store: Store, seen: Examined, scan: Scan) -> None:

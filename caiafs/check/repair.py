@@ -147,6 +147,9 @@ class Repair:
     def _mend_side(self, seen: Examined) -> bool:
         """True if the side ref was moved."""
         name = self._branch.side_ref
+        if seen.is_newer or seen.walk.is_newer:
+            self._say("the metadata was left alone: a newer caiafs wrote it")
+            return False
         if seen.side_oid is not None and (seen.side is None or seen.walk.side_is_lost):
             return self._go_back(seen, name, seen.side_oid)
         if seen.lost_side is not None and self._swap(name, None, seen.lost_side):
@@ -249,7 +252,7 @@ class Repair:
     # ---- the journal
 
     def _mend_journal(self, seen: Examined, scan: Scan) -> None:
-        if any(segment.is_newer for segment in scan.alien):
+        if scan.newer_at is not None or any(segment.is_newer for segment in scan.alien):
             self._say("the journal was left alone: a newer caiafs wrote it")
             return
         cut, keep = self._plan(seen, scan)
@@ -323,7 +326,8 @@ class _Metadata:
         self._store = store
         self._packer = packer
         self._side = side
-        self._next_ino = max(next_ino, side.meta.next_ino)
+        said = side.meta.next_ino
+        self._next_ino = max(next_ino, said if said < HASHED_INO else 0)
 
     def meta(self, links: tuple[tuple[int, bytes], ...]) -> bytes:
         """The `meta` blob that goes with it."""

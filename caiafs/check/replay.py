@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 from ..config import Config
 from ..errors import CaiafsError
 from ..filesystem import Filesystem
-from ..filesystem.loader import Loader, SideState
+from ..filesystem.loader import Loader, SideState, epoch_of
 from ..journal import Journal
 from ..memory import MemoryTier
 from ..metrics import Metrics
@@ -101,7 +101,7 @@ def play(
         Loader(store, uid, gid), Metrics({}), directory,
     )  # fmt: skip
     commit = store.commit(head) if head is not None else None
-    epoch = commit.time * 10**9 if commit is not None else time.time_ns()
+    epoch = epoch_of(commit) if commit is not None else time.time_ns()
     fs.attach(commit.tree if commit is not None else None, epoch, side, uid, gid)
     try:
         fs.replay(0)

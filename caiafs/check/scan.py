@@ -24,8 +24,8 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from ..journal import HEADER_SIZE, MAGIC
-from ..journal.segment import decode_header, start_in_name
+from ..journal import HEADER_SIZE
+from ..journal.segment import decode_header, is_newer, start_in_name
 from ..records import (
     FRAME,
     FRAME_SIZE,
@@ -34,6 +34,7 @@ from ..records import (
     WRITE_DATA,
     BadRecord,
     Committed,
+    NewerFormat,
     Record,
     Synced,
     Write,
@@ -123,6 +124,8 @@ class Scan:
     foreign: list[str] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     open_to_others: list[tuple[str, int]] = field(default_factory=list)
+    newer_at: str | None = None
+    """The first segment with a whole record of a kind that this version does not know."""
     synced: int = 0
     """All before this position was on disk once: a whole record says so."""
     committed: Committed | None = None
@@ -245,7 +248,7 @@ def _judge_header(segment: Segment, raw: bytes) -> None:
         segment.header = f"its header is cut off after {len(raw)} bytes"
     elif not any(raw):
         segment.header = EMPTY
-    elif raw[:7] == MAGIC[:7] and raw[:8] != MAGIC and decode_header(MAGIC + raw[8:]) is None:
+    elif is_newer(raw):
         segment.header = f"its format {raw[:8].decode('ascii', 'replace')!r} is not known"
         segment.is_newer = True
     else:
@@ -286,6 +289,8 @@ def _walk(scan: Scan, segment: Segment, begins: int = HEADER_SIZE) -> None:
         try:
             record, following = decode(data, at)
         except BadRecord as error:
+            if isinstance(error, NewerFormat):
+                scan.newer_at = segment.path if scan.newer_at is None else scan.newer_at
             if at > whole:
                 segment.stretches.append(Stretch(whole, at, count))
             following = _next_whole(data, at)

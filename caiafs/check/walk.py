@@ -12,9 +12,10 @@ import stat
 from typing import NamedTuple
 
 from ..errors import StoreError
-from ..filesystem.loader import HASHED_INO, SideState, hashed_ino
-from ..records import BadRecord
+from ..filesystem.loader import HASHED_INO, SideState, hashed_ino, unfit_name
+from ..records import BadRecord, NewerFormat
 from ..records.side import (
+    UNKNOWN_SIZE,
     SideRecord,
     bucket_name,
     decode_records,
@@ -94,6 +95,8 @@ class Walk:
         self.meta_is_wrong = False
         """The next inode number or the table of hard links does not fit; `next_ino` and `links` do."""
         self.orphans: list[Orphan] = []
+        self.is_newer = False
+        """Records are of a format that this version does not know: nothing is mended then."""
         self.side_is_lost = False
         """Not even the root of the metadata, or the commit that it belongs to, can be read."""
 
@@ -251,6 +254,10 @@ class Walk:
             return False
         try:
             records = decode_records(self._store.blob(entry.oid))
+        except NewerFormat as error:
+            self.is_newer = True
+            self._findings.problem(SIDE, f"{where}: its records {show(entry.name)}: {error}")
+            return False
         except BadRecord as error:
             self._findings.problem(SIDE, f"{where}: its records {show(entry.name)}: {error}", _LOST)
             self.mends.append(Mend(parts, entry.name))
@@ -271,6 +278,9 @@ class Walk:
     def _record(self, side: _Side, at: Where, record: SideRecord, entry: TreeEntry | None) -> None:
         """One record that is in force."""
         content = entry.oid if entry is not None else None
+        if entry is None and (reason := unfit_name(record.name)):
+            self._wrong(f"{at}: a record of it, but {reason}", _DROP, at, None)
+            return
         if entry is not None and stat.S_IFMT(record.mode) != _kind(entry.mode):
             what = f"{at}: recorded as mode {record.mode:o}, but git has {entry.mode:o}"
             self._wrong(what, _DROP, at, None)
@@ -286,7 +296,7 @@ class Walk:
                 self.mends += [Mend(parts, b"~" + quote_name(record.name)), Mend(parts, name=record.name)]
                 return
         size = self._sizes.get(content, record.size) if content is not None else record.size
-        if stat.S_ISREG(record.mode) and size != record.size:
+        if stat.S_ISREG(record.mode) and size != record.size and record.size != UNKNOWN_SIZE:
             what = f"{at}: recorded as {record.size} bytes long, but its content has {size}"
             self._wrong(what, "corrects the size", at, (("size", size),))
         same = record._replace(oid=content or b"", git_mode=0, epoch=0, xattrs=(), target=b"", name=b"")
@@ -326,6 +336,8 @@ class Walk:
         alone = (("ino", 0),) if stat.S_ISDIR(record.mode) else (("ino", 0), ("nlink", 1))
         if ino == ROOT_INO:
             self._wrong(f"{at}: has the root directory's inode number", _RENUMBER, at, alone)
+        elif not ROOT_INO < ino < 2 * HASHED_INO:
+            self._wrong(f"{at}: has the inode number {ino}, which none can have", _RENUMBER, at, alone)
         elif known[0] is not at and (not is_linked or known[1].nlink < 2):
             what = f"{at} and {known[0]} are both inode {ino}, but not hard links"
             self._wrong(what, _RENUMBER, at, alone)
@@ -339,6 +351,8 @@ class Walk:
         found: list[str] = []
         if side.meta.next_ino <= self._highest:
             found.append(f"the next inode number is {side.meta.next_ino}, but {self._highest} is in use")
+        if side.meta.next_ino >= HASHED_INO:
+            found.append(f"the next inode number is {side.meta.next_ino}, which none can have")
         listed = set(side.meta.links)
         there = {(ino, at.path()) for ino, places in self._links.items() for at in places}
         for ino, path in sorted(listed - there):
@@ -365,12 +379,19 @@ class Walk:
             self._report(oid, where, f"the metadata of {where}" if beside else str(where))
             return None
         try:
-            entries = self._store.tree(oid)
+            entries, unfit = self._store.listing(oid)
         except StoreError as error:
             self._bad[oid] = str(error)
             self._report(oid, where, f"the metadata of {where}" if beside else str(where))
             return None
         self._trees.add(oid)
+        for entry in unfit:
+            place = f"the metadata of {where}" if beside else f"{where} ({self._label})"
+            self._findings.problem(
+                OBJECTS,
+                f"{place}: the entry {show(entry.name)} cannot be shown ({entry.reason}); no commit of a "
+                "mount changes it, and a commit without it made by git ends this",
+            )
         return entries
 
     def _blob(self, oid: bytes, where: Where, *, beside: str = "") -> bool:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from ..errors import ObjectCorrupt
 from ..records import NO_OID, BadRecord
 from ..records.side import (
+    UNKNOWN_SIZE,
     Meta,
     SideRecord,
     bucket_count,
@@ -25,7 +26,15 @@ from ..records.side import (
     quote_name,
     split_records,
 )
-from ..store import BlobReader, Store, needs_content_check, patch_tree, storable_content, storable_entry
+from ..store import (
+    BlobReader,
+    Store,
+    graft_unfit,
+    needs_content_check,
+    patch_tree,
+    storable_content,
+    storable_entry,
+)
 from ..tree import GITLINK, ROOT_INO, ContentState, DirectoryState, EntryState
 from .message import PathChange
 
@@ -98,7 +107,8 @@ class Builder:
             order.append((state, path, diverted))
             for name, entry in state.entries.items():
                 if entry is not None and stat.S_ISDIR(entry.mode) and entry.ino in self._directories:
-                    below = diverted or entry.gitlink is not None or not storable_entry(name, 0o040000)
+                    below = diverted or entry.gitlink is not None
+                    below = below or not (entry.held or storable_entry(name, 0o040000))
                     waiting.append((entry.ino, path + name + b"/", below))
         return order
 
@@ -110,6 +120,8 @@ class Builder:
         records: dict[bytes, bytes | None] = {}
         listed: set[bytes] = set()
         for name, entry in state.entries.items():
+            if not name:
+                continue  # nothing but that the directory is to be written
             beside = quote_name(name)
             tree[name] = side[b"=" + beside] = side[b"~" + beside] = None
             records[name] = None
@@ -121,7 +133,7 @@ class Builder:
                 mode, oid = 0o100755 if entry.mode & 0o100 else 0o100644, self._content(entry)
                 if not diverted and storable_entry(name, mode) and self._content_is_fine(name, entry):
                     placed = mode, oid
-                else:
+                elif oid != NO_OID:
                     side[b"~" + beside] = 0o100644, oid
             elif stat.S_ISLNK(entry.mode):
                 if not diverted and storable_entry(name, 0o120000):
@@ -138,7 +150,7 @@ class Builder:
                     listed.add(name)
                 if entry.gitlink is not None:
                     placed = None if diverted else (GITLINK, entry.gitlink)
-                elif below is not None and not diverted and storable_entry(name, 0o040000):
+                elif below is not None and not diverted and (entry.held or storable_entry(name, 0o040000)):
                     placed = 0o040000, below
                 if below_side is not None:
                     side[b"=" + beside] = 0o040000, below_side
@@ -151,7 +163,14 @@ class Builder:
         self, state: DirectoryState, path: bytes, changes: TreeChanges, listed: set[bytes], diverted: bool
     ) -> bytes | None:
         old = b"" if state.tree_oid is None else self._store.tree_bytes(state.tree_oid)
-        new = b"" if diverted else patch_tree(old, changes)
+        if diverted:
+            new = b""
+        elif state.unfit_from is not None:
+            new = graft_unfit(
+                patch_tree(graft_unfit(old, b""), changes), self._store.tree_bytes(state.unfit_from)
+            )
+        else:
+            new = patch_tree(old, changes)
         for name, placed in changes.items():
             before = _find(old, name)
             after = None if diverted else placed
@@ -233,10 +252,12 @@ class Builder:
             at = 0
             for offset, length, position in (*content.extents, (content.size, 0, 0)):
                 while at < min(offset, content.base_limit):
+                    self._alive()
                     data = base.read(at, min(PIECE, min(offset, content.base_limit) - at))
                     at += len(data)
                     yield data
                 while at < offset:
+                    self._alive()  # a long stretch of nothing must not look like a worker that hangs
                     zeros = min(PIECE, offset - at)
                     at += zeros
                     yield _ZEROS[:zeros]
@@ -292,8 +313,9 @@ class _Base:
 
 
 def _record(name: bytes, e: EntryState, git_mode: int, oid: bytes, target: bytes = b"") -> SideRecord:
+    size = e.size if e.size >= 0 else UNKNOWN_SIZE
     return SideRecord(
-        name, e.ino, e.mode, e.uid, e.gid, e.nlink, e.rdev, e.atime, e.mtime, e.ctime, e.size, git_mode, oid,
+        name, e.ino, e.mode, e.uid, e.gid, e.nlink, e.rdev, e.atime, e.mtime, e.ctime, size, git_mode, oid,
         e.epoch, e.xattrs, target,
     )  # fmt: skip
 

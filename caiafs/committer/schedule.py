@@ -100,7 +100,7 @@ class Committer:
     def tip_seen(self, tip: bytes | None) -> None:
         """The worker saw the branch at *tip*."""
         self.tip = tip
-        if tip is not None and tip != self.landed:
+        if self.moved_outside or self.moved_back:
             self._wake.set()
 
     @property
@@ -112,6 +112,11 @@ class Committer:
     def moved_outside(self) -> bool:
         """True if the branch is not where this mount left it."""
         return self.tip is not None and self.tip != self.landed
+
+    @property
+    def moved_back(self) -> bool:
+        """True if the branch, having been elsewhere, is where it was before a commit that waits for it."""
+        return self.tip is not None and self.tip == self.landed and self.head not in (None, self.landed)
 
     # ---- asking
 
@@ -169,7 +174,7 @@ class Committer:
     async def _something_to_do(self) -> None:
         """Return when the branch moved, or changes are old or quiet enough to be committed."""
         while True:
-            if self.moved_outside:
+            if self.moved_outside or self.moved_back:
                 return
             self._wake = trio.Event()
             if self._in_flight is not None:
@@ -326,6 +331,16 @@ class Committer:
             if self.head is not None and self.head != self.landed and await self._lands_now(tip):
                 continue
             await self._merge_in(tip)
+        if self.moved_back and self._in_flight is None:
+            await self._land_late()
+
+    async def _land_late(self) -> None:
+        """What kept our last commit from the branch is gone: the commit goes there now."""
+        tip, head = self.tip, self.head
+        if not (await self._worker.ask("relation", tip, head))[0]:
+            self.landed = None  # it has to be merged with, as anything else from outside
+        elif await self._worker.ask("land", tip, head, self._identity):
+            self.landed = head
 
     async def _restore_branch(self) -> None:
         """Somebody deleted the branch, and a commit was asked for: it is there again."""

@@ -20,11 +20,11 @@ from typing import Any
 
 from ..errors import FSError, JournalDamaged, JournalError
 from ..records import Adopt, Committed, Create, Link, Name, Record, Remove, Rename, Write
-from ..tree import Directory, File, Node
+from ..tree import ROOT_INO, Directory, File, Node
 from . import acl
 from .attributes import COMMIT_XATTR, STATE_XATTR, XATTR_LIST_MAX, XATTR_SIZE_MAX, Attributes
 from .directories import NODE_COST
-from .loader import Entry, SideState
+from .loader import HASHED_INO, Entry, SideState
 from .names import LINK_MAX, NAME_MAX, RENAME_NOREPLACE, Caller
 
 __all__ = [
@@ -69,7 +69,8 @@ class Filesystem(Attributes):
             root.xattrs = dict(record.xattrs) or None
             root.side_oid, root.epoch = side.root_side, side.meta.epoch
             root.nlink = record.nlink
-            self.tree.next_ino = side.meta.next_ino
+            said = side.meta.next_ino
+            self.tree.next_ino = said if ROOT_INO < said < HASHED_INO else HASHED_INO // 2
         if root.tree_oid is not None or root.side_oid is not None:
             root.children = None
             if side is None:
@@ -104,6 +105,8 @@ class Filesystem(Attributes):
             try:
                 self._prepare_now(record)
                 self.tree.apply(record, where)
+                if type(record) is Adopt:
+                    self._learn_unfit(record)
             except (KeyError, AssertionError, AttributeError) as error:
                 raise JournalDamaged(
                     f"{self.journal.directory}: the record at position {where} does not fit the tree it was "
@@ -122,7 +125,11 @@ class Filesystem(Attributes):
         kind = type(record)
         nodes = self.tree.nodes
         if isinstance(record, Create | Link | Remove):
-            self._load_now(self._a_directory(record.parent))
+            children = self._load_now(self._a_directory(record.parent))
+            if isinstance(record, Remove) != (record.name in children):
+                raise KeyError(f"{record.name!r} is {'there already' if record.name in children else 'gone'}")
+            if isinstance(record, Create) and record.ino in nodes:
+                raise KeyError(f"inode {record.ino} is there already")
         elif kind is Rename:
             assert isinstance(record, Rename)
             old, new = self._a_directory(record.parent), self._a_directory(record.new_parent)
@@ -141,6 +148,13 @@ class Filesystem(Attributes):
             assert isinstance(record, Adopt)
             for entry in record.entries:
                 self._load_now(self._a_directory(entry.parent))
+
+    def _learn_unfit(self, record: Adopt) -> None:
+        for entry in record.entries:
+            if not entry.name:
+                directory = self._a_directory(entry.parent)
+                directory.unfit = self._loader.unfit(entry.oid) or None
+                self.tell_unfit(directory)
 
     def _a_directory(self, ino: int) -> Directory:
         node = self.tree.nodes[ino]
@@ -234,13 +248,24 @@ class Filesystem(Attributes):
         size: int = await self.ask(self._loader.size_of, mode, oid)
         return size
 
-    def adopt(self, record: Adopt, parent: Directory) -> None:
-        """Make a change from outside true; *parent* is loaded and was checked in the same step."""
+    async def unfit_of(self, tree: bytes) -> dict[bytes, str]:
+        """The names in a git tree that cannot be shown, with the reason. Raises FSError."""
+        found: dict[bytes, str] = await self.ask(self._loader.unfit, tree, operation="list")
+        return found
+
+    def adopt(self, record: Adopt, parent: Directory, unfit: dict[bytes, str] | None = None) -> None:
+        """Make a change from outside true; *parent* is loaded and was checked in the same step.
+
+        *unfit* is what cannot be shown of the directory from now on, where the record is about that.
+        """
         closed, self.closed = self.closed, False
         try:
             self._record(record, parent)
         finally:
             self.closed = closed
+        if unfit is not None:
+            parent.unfit = unfit or None
+            self.tell_unfit(parent)
 
     def statistics(self) -> dict[str, int]:
         """Counts of inodes and changes."""

@@ -29,6 +29,8 @@ class Change(Protocol):
     def old(self) -> Entry | None: ...
     @property
     def new(self) -> Entry | None: ...
+    @property
+    def unfit(self) -> bool: ...
 
 
 class _Step(NamedTuple):
@@ -41,6 +43,13 @@ class _Emptied(NamedTuple):
     """A directory whose entries were taken away."""
 
     path: tuple[bytes, ...]
+
+
+class _Unfit(NamedTuple):
+    """A directory that has other entries than before that no directory can show: those of *tree*."""
+
+    path: tuple[bytes, ...]
+    tree: bytes
 
 
 class Adoption:
@@ -57,21 +66,28 @@ class Adoption:
     async def take(self, change: Change) -> None:
         """Bring one change in. Raises FSError where git or the journal fails."""
         # A stack and no recursion: a path may be thousands of levels deep.
-        waiting: list[_Step | _Emptied] = [_Step(change.path, change.old, change.new)]
+        waiting: list[_Step | _Emptied | _Unfit] = [_Step(change.path, change.old, change.new)]
+        if change.unfit:
+            assert change.new is not None
+            waiting = [_Unfit(change.path, change.new.oid)]
         while waiting:
             step = waiting.pop()
             if isinstance(step, _Emptied):
                 await self._remove_if_empty(step.path)
+            elif isinstance(step, _Unfit):
+                await self._take_unfit(step)
             else:
                 waiting += reversed(await self._expand(step))
 
-    async def _expand(self, step: _Step) -> list[_Step | _Emptied]:
+    async def _expand(self, step: _Step) -> list[_Step | _Emptied | _Unfit]:
         """Take in one name, or say which steps it consists of."""
         path, old, new = step
         if old is not None and old.mode == DIRECTORY and (new is None or new.mode != DIRECTORY):
             # A directory is gone outside: its files go, and it goes if nothing of ours is left in it.
             below = await self._fs.entries(old.oid)
-            steps: list[_Step | _Emptied] = [_Step((*path, entry.name), entry, None) for entry in below]
+            steps: list[_Step | _Emptied | _Unfit] = [
+                _Step((*path, entry.name), entry, None) for entry in below
+            ]
             steps.append(_Emptied(path))
             return steps if new is None else [*steps, _Step(path, None, new)]
         if old is not None and new is not None and new.mode == DIRECTORY:
@@ -79,7 +95,10 @@ class Adoption:
         parent = await self._walk(path[:-1])
         node = None if parent is None else (await self._fs.children(parent)).get(path[-1])
         if new is not None and new.mode == DIRECTORY and isinstance(node, Directory):
-            return [_Step((*path, entry.name), None, entry) for entry in await self._fs.entries(new.oid)]
+            both: list[_Step | _Emptied | _Unfit] = [
+                _Step((*path, entry.name), None, entry) for entry in await self._fs.entries(new.oid)
+            ]
+            return [*both, _Unfit(path, new.oid)] if await self._fs.unfit_of(new.oid) else both
         await self._take_one(path, old, new)
         return []
 
@@ -88,6 +107,18 @@ class Adoption:
         directory = await self._walk(path)
         if parent is not None and directory is not None and not await self._fs.children(directory):
             self._record(parent, AdoptEntry(parent.ino, path[-1], 0, NO_OID, 0, 0))
+
+    async def _take_unfit(self, step: _Unfit) -> None:
+        """Entries that cannot be shown are kept as they have them: nobody here can have changed any."""
+        unfit = await self._fs.unfit_of(step.tree)
+        directory = await self._walk(step.path)
+        if directory is None and unfit:
+            directory = await self._make_directories(step.path)
+        if directory is None:
+            return
+        await self._fs.children(directory)
+        entry = AdoptEntry(directory.ino, b"", DIRECTORY, step.tree, len(unfit), directory.ino)
+        self._fs.adopt(Adopt(self._commit, self._when, (entry,)), directory, unfit)
 
     async def _take_one(self, path: tuple[bytes, ...], old: Entry | None, new: Entry | None) -> None:
         size = 0 if new is None else await self._fs.size_of(new.mode, new.oid)

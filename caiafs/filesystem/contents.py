@@ -7,11 +7,13 @@ into an unlinked file beside the journal, so that size costs no memory.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from ..errors import FSError
 from ..journal import Journal
 from ..memory import MemoryTier
 from ..metrics import Metrics
@@ -27,6 +29,8 @@ Ask = Callable[..., Awaitable[Any]]
 class BlobReader(Protocol):
     """A large blob that is being read."""
 
+    size: int
+
     def read(self, offset: int, length: int) -> bytes: ...
     def close(self) -> None: ...
 
@@ -34,7 +38,7 @@ class BlobReader(Protocol):
 class BlobSource(Protocol):
     """What is asked of the store."""
 
-    def blob(self, oid: bytes) -> bytes: ...
+    def blob(self, oid: bytes, limit: int | None = None) -> bytes: ...
     def open_blob(self, oid: bytes, spool_dir: str) -> BlobReader: ...
 
 
@@ -90,7 +94,7 @@ class Contents:
         """The whole of a small blob."""
         data = self.cached(oid)
         if data is None:
-            data = bytes(await self._ask(self._store.blob, oid))
+            data = bytes(await self._ask(self._store.blob, oid, WHOLE))
             self.keep(oid, data)
         return data
 
@@ -131,7 +135,10 @@ class Contents:
 
     async def _base(self, oid: bytes, size: int, offset: int, length: int) -> bytes:
         if size <= WHOLE:
-            return (await self.blob(oid))[offset : offset + length]
+            data = await self.blob(oid)
+            if len(data) != size:
+                raise _lies(oid, size, len(data))
+            return data[offset : offset + length]
         reader = self._readers.get(oid)
         if reader is None:
             reader = await self._ask(self._store.open_blob, oid, self._spool)
@@ -143,6 +150,8 @@ class Contents:
                 if len(self._readers) > OPEN_READERS:
                     self._readers.popitem(last=False)  # closes itself when its last reader is done
         self._readers.move_to_end(oid)
+        if reader.size != size:
+            raise _lies(oid, size, reader.size)
         return bytes(await self._ask(reader.read, offset, length, patient=True))
 
     def close(self) -> None:
@@ -150,3 +159,11 @@ class Contents:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
+
+
+def _lies(oid: bytes, recorded: int, size: int) -> FSError:
+    return FSError(
+        errno.EIO,
+        f"blob {oid.hex()} is {size} bytes long, but its metadata says {recorded}; "
+        "`caiafs check --repair` corrects it",
+    )

@@ -7,6 +7,7 @@ nobody uses is unloaded again when inodes take half of the memory budget.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,10 +21,15 @@ from ..memory import MemoryTier
 from ..metrics import Metrics
 from ..tree import Directory, Node, Tree
 from .contents import BlobSource, Contents
-from .loader import Loader, Place
+from .loader import Listing, Loader, Place
+
+log = logging.getLogger(__name__)
 
 NODE_COST = 700
 """Bytes that a loaded inode costs, its names and its place in the directory included (measured)."""
+
+UNFIT_TOLD = 20
+"""So many directories with entries that cannot be shown are named in health."""
 
 
 class Directories:
@@ -43,6 +49,7 @@ class Directories:
         self._threads = trio.CapacityLimiter(4)
         self._loading: dict[int, trio.Event] = {}
         self._loaded: dict[Directory, None] = {}
+        self.unfit: dict[int, str] = {}
         self._swept_at = 0
 
     def node(self, ino: int) -> Node:
@@ -89,8 +96,8 @@ class Directories:
                 continue
             event = self._loading[directory.ino] = trio.Event()
             try:
-                entries = await self.ask(self._loader.directory, _place(directory), operation="list")
-                self._install(directory, entries)
+                found = await self.ask(self._loader.directory, _place(directory), operation="list")
+                self._install(directory, found)
             finally:
                 del self._loading[directory.ino]
                 event.set()
@@ -111,10 +118,27 @@ class Directories:
                 return
             yield found
 
-    def _install(self, directory: Directory, entries: Any) -> None:
-        self.tree.load(directory, entries)
+    def _install(self, directory: Directory, found: Listing) -> None:
+        self.tree.load(directory, found.entries, found.unfit)
+        if found.unfit:
+            self.tell_unfit(directory)
         self._loaded[directory] = None
         self._account()
+
+    def tell_unfit(self, directory: Directory) -> None:
+        """Keep count of entries that cannot be shown: in the log once, and in health from then on."""
+        unfit = directory.unfit or {}
+        if not unfit:
+            self.unfit.pop(directory.ino, None)
+            return
+        where = shown(self.tree.path(directory)) if directory.parent is not None else "the root directory"
+        names = ", ".join(f"{shown(name)} ({reason})" for name, reason in list(unfit.items())[:3])
+        more = f" and {len(unfit) - 3} more" if len(unfit) > 3 else ""
+        text = f"{where} has entries in git that cannot be shown: {names}{more}; they stay in git as they are"
+        if self.unfit.get(directory.ino) != text:
+            if len(self.unfit) < UNFIT_TOLD or directory.ino in self.unfit:
+                self.unfit[directory.ino] = text
+            log.warning("%s", text)
 
     # ---- what it costs
 
@@ -137,6 +161,14 @@ class Directories:
             elif directory.ino not in self._loading and self.tree.can_unload(directory):
                 self.tree.unload(directory)
                 del self._loaded[directory]
+
+
+def shown(path: bytes) -> str:
+    """A path for a log: on one line, whatever it holds."""
+    text = path.decode("utf-8", "backslashreplace")
+    if len(text) > 200:
+        text = f"{text[:120]}…{text[-60:]}"
+    return text if text.isprintable() and text else ascii(text)
 
 
 def _place(directory: Directory) -> Place:

@@ -14,11 +14,13 @@ from ..errors import FSError
 from ..records import RENAME_EXCHANGE, Create, Link, Remove, Rename
 from ..tree import Directory, Node, Symlink
 from . import acl
+from .directories import _directories, shown
 from .recording import Recording
 
 RENAME_NOREPLACE = 1
 NAME_MAX = 255
 LINK_MAX = 65000
+TARGET_MAX = 4095
 
 
 class Caller(Protocol):
@@ -40,9 +42,17 @@ class Names(Recording):
         if children is None:
             children = await self.children(directory)
         node = children.get(name)
-        if node is None and len(name) > NAME_MAX:
-            raise FSError(errno.ENAMETOOLONG)
+        if node is None:
+            self._refuse_unfit(directory, name)
         return node
+
+    @staticmethod
+    def _refuse_unfit(directory: Directory, name: bytes) -> None:
+        """A name that is free for the directory may be taken in git, by what cannot be shown."""
+        if len(name) > NAME_MAX:
+            raise FSError(errno.ENAMETOOLONG)
+        if directory.unfit and name in directory.unfit:
+            raise FSError(errno.EIO, f"{shown(name)} cannot be shown: {directory.unfit[name]}")
 
     async def _place_for(self, parent: int, name: bytes) -> Directory:
         """The directory in which *name* is to be made; it was free a moment ago."""
@@ -54,6 +64,7 @@ class Names(Recording):
             raise FSError(errno.ENOENT)
         if name in children:
             raise FSError(errno.EEXIST)
+        self._refuse_unfit(directory, name)
         return directory
 
     async def create(
@@ -115,8 +126,8 @@ class Names(Recording):
             if node.children is not None:
                 break
             await self.children(node)
-        if node.children:
-            raise FSError(errno.ENOTEMPTY)
+        if node.children or node.unfit:
+            raise FSError(errno.ENOTEMPTY)  # also of what only git can show
         self._record(Remove(parent, self.now(), name), directory)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
@@ -147,7 +158,7 @@ class Names(Recording):
             if isinstance(target, Directory):
                 if not isinstance(node, Directory):
                     raise FSError(errno.EISDIR)
-                if target.children:
+                if target.children or target.unfit:
                     raise FSError(errno.ENOTEMPTY)
             elif isinstance(node, Directory):
                 raise FSError(errno.ENOTDIR)
@@ -155,6 +166,11 @@ class Names(Recording):
             raise FSError(errno.EINVAL)
         if target is node:
             return
+        if target is None:
+            self._refuse_unfit(new, new_name)
+        self._refuse_to_divert_unfit(node, new, new_name)
+        if target is not None and flags & RENAME_EXCHANGE:
+            self._refuse_to_divert_unfit(target, old, name)
         record = Rename(parent, new_parent, self.now(), flags & RENAME_EXCHANGE, name, new_name)
         self._record(record, old, new)
 
@@ -175,6 +191,15 @@ class Names(Recording):
                     return found
         return None
 
+    def _refuse_to_divert_unfit(self, node: Node, new: Directory, name: bytes) -> None:
+        """What only git's tree can hold cannot go where git's tree does not reach."""
+        if isinstance(node, Directory) and self.tree.crosses(node, new, name):
+            for below in _directories(node):
+                if below.unfit:
+                    raise FSError(
+                        errno.EXDEV, f"{shown(below.name)} holds entries that cannot be moved there"
+                    )
+
     @staticmethod
     def _is_inside(directory: Directory, top: Node) -> bool:
         step: Directory | None = directory
@@ -192,7 +217,11 @@ class Names(Recording):
         if node.target is None:
             if node.oid is None:
                 raise FSError(errno.EIO, f"symlink {ino} has no target")
+            if not 0 <= node.length <= TARGET_MAX:
+                raise FSError(errno.EIO, f"symlink {ino} has a target of {node.length} bytes")
             target = await self.contents.blob(node.oid)
             if node.target is None:
                 node.target = target
+        if b"\0" in node.target or len(node.target) > TARGET_MAX:
+            raise FSError(errno.EIO, f"symlink {ino} has a target that no link can have")
         return node.target

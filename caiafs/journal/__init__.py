@@ -29,10 +29,26 @@ from ..records import WRITE_DATA, Record, Synced, Write, encode
 from .disk import Disk, RealDisk
 from .reader import Reader
 from .recovery import Recovery
-from .segment import HEADER_SIZE, MAGIC, Header, Segment, decode_header, encode_header, name_of, start_in_name
+from .segment import (
+    HEADER_SIZE,
+    MAGIC,
+    Header,
+    Segment,
+    decode_header,
+    encode_header,
+    is_newer,
+    name_of,
+    start_in_name,
+)
 
 __all__ = ["HEADER_SIZE", "MAGIC", "Disk", "Journal", "Reader", "RealDisk", "Segment"]
 
+_FOREIGN = {
+    errno.ELOOP: "a symbolic link",
+    errno.EISDIR: "a directory",
+    errno.EINVAL: "what is no regular file",
+    errno.ENXIO: "what is no regular file",
+}
 SEGMENT_SIZE = 64 * 1024 * 1024
 
 
@@ -79,7 +95,8 @@ class Journal:
 
     def _failed(self, error: OSError) -> JournalError:
         self.failure = error
-        return JournalError(f"{self.directory}: {error.strerror or error}", error.errno or errno.EIO)
+        where = error.filename or self.directory
+        return JournalError(f"{where}: {error.strerror or error}", error.errno or errno.EIO)
 
     # ---- opening and recovery
 
@@ -87,8 +104,19 @@ class Journal:
         starts = map(start_in_name, self._disk.list(self.directory))
         for start in sorted(start for start in starts if start is not None):
             path = os.path.join(self.directory, name_of(start))
-            fd = self._disk.open(path, create=False)
-            header = decode_header(self._disk.pread(fd, HEADER_SIZE, 0))
+            try:
+                fd = self._disk.open(path, create=False)
+            except OSError as error:
+                if error.errno not in _FOREIGN:
+                    raise
+                raise JournalDamaged(
+                    f"{path}: {_FOREIGN[error.errno]} stands where a segment should; "
+                    "move it away, then mount again"
+                ) from error
+            raw = self._disk.pread(fd, HEADER_SIZE, 0)
+            header = decode_header(raw)
+            if header is None and is_newer(raw):
+                raise JournalDamaged(f"{path}: a newer caiafs wrote it; mount with that version")
             if header is not None and header.start != start:
                 header = None
             if header is not None and self.id and header.journal != self.id:

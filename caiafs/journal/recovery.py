@@ -18,6 +18,7 @@ from ..records import (
     MAX_BODY,
     WRITE_DATA,
     BadRecord,
+    NewerFormat,
     Record,
     Synced,
     Write,
@@ -27,6 +28,9 @@ from ..records import (
 from .disk import Disk
 from .segment import HEADER_SIZE, Segment
 
+WINDOW = MAX_BODY + FRAME_SIZE
+"""Bytes of a segment in memory at once: any record fits, and a file that was blown up costs no more."""
+_PIECE = 1 << 20
 ADVICE = "run `caiafs check` on the repository"
 
 
@@ -54,21 +58,41 @@ class Recovery:
                 what = "the header is damaged" if segment.header is None else "bytes are missing before it"
                 self._end_at(index, expected, max(synced, self._vouched(index)), f"{segment.path}: {what}")
                 return
-            data = memoryview(self._disk.pread(segment.fd, segment.end - segment.start, 0))
             at = HEADER_SIZE
-            while at < len(data):
-                try:
-                    record, following = decode(data, at)
-                except BadRecord as error:
-                    synced = max(synced, self._vouched(index))
-                    self._end_at(index, segment.start + at, synced, f"{segment.path}: {error} at byte {at}")
-                    return
-                if type(record) is Synced:
-                    synced = max(synced, record.position)
-                elif segment.start + at >= self._position:
-                    yield record, segment.start + at + (WRITE_DATA if type(record) is Write else 0)
-                at = following
+            try:
+                for record, at, following in self._whole_records(segment):
+                    if type(record) is Synced:
+                        synced = max(synced, record.position)
+                    elif segment.start + at >= self._position:
+                        yield record, segment.start + at + (WRITE_DATA if type(record) is Write else 0)
+                    at = following
+            except NewerFormat as error:
+                raise JournalDamaged(
+                    f"{segment.path}: {error} (byte {at}); mount with that version"
+                ) from error
+            except BadRecord as error:
+                synced = max(synced, self._vouched(index))
+                self._end_at(index, segment.start + at, synced, f"{segment.path}: {error} at byte {at}")
+                return
             expected = segment.end
+
+    def _whole_records(self, segment: Segment) -> Iterator[tuple[Record, int, int]]:
+        """(record, where it begins, where it ends in the file). Raises BadRecord behind the last one."""
+        size = segment.end - segment.start
+        base, at, data = 0, HEADER_SIZE, memoryview(b"")
+        while at < size:
+            try:
+                record, following = decode(data, at - base)
+            except BadRecord:
+                if base + len(data) >= size or (data and at == base):
+                    raise
+                base, data = at, memoryview(b"")
+                data = memoryview(self._disk.pread(segment.fd, min(WINDOW, size - base), base))
+                if not data:
+                    raise
+                continue
+            yield record, at, base + following
+            at = base + following
 
     def _drop_released(self) -> None:
         """Segments that git has: their unlinking was not on disk yet when the power went."""
@@ -84,16 +108,18 @@ class Recovery:
         highest = 0
         pattern = encode(Synced(0))[0][:4]
         for segment in self.segments[index:]:
-            data = self._disk.pread(segment.fd, segment.end - segment.start, 0)
-            at = data.find(pattern)
-            while at >= 0:
-                try:
-                    record, _ = decode(memoryview(data), at)
-                except BadRecord:
-                    record = None
-                if type(record) is Synced:
-                    highest = max(highest, record.position)
-                at = data.find(pattern, at + 1)
+            size = segment.end - segment.start
+            for start in range(0, size, WINDOW):
+                data = self._disk.pread(segment.fd, min(WINDOW + 64, size - start), start)
+                at = data.find(pattern)
+                while at >= 0:
+                    try:
+                        record, _ = decode(memoryview(data), at)
+                    except BadRecord:
+                        record = None
+                    if type(record) is Synced:
+                        highest = max(highest, record.position)
+                    at = data.find(pattern, at + 1)
         return highest
 
     def _end_at(self, index: int, position: int, synced: int, what: str) -> None:
@@ -112,25 +138,27 @@ class Recovery:
         del self.segments[aside:]
 
     def _cut(self, segment: Segment, position: int) -> None:
-        rest = self._disk.pread(segment.fd, segment.end - position, position - segment.start)
+        start, size = position - segment.start, segment.end - segment.start
+        is_torn = self._is_torn_record(segment, start, size)
         segment.end = position
         if self._read_only:
             return
         self.changed = True
-        if not _is_torn_record(rest):
+        if not is_torn:
             path = self._free_name(os.path.join(self._directory, f"{position:016x}.cut"))
             fd = self._disk.open(path, create=True)
-            while rest:
-                rest = rest[self._disk.writev(fd, [rest]) :]
+            for piece in self._pieces(segment, start, size):
+                while piece:
+                    piece = piece[self._disk.writev(fd, [piece]) :]
             self._disk.sync(fd)
             self._disk.close(fd)
             self.set_aside.append(path)
-        self._disk.truncate(segment.fd, position - segment.start)
+        self._disk.truncate(segment.fd, start)
         self._disk.sync(segment.fd)
 
     def _put_away(self, segment: Segment) -> None:
         size = segment.end - segment.start
-        empty = size <= HEADER_SIZE or not any(self._disk.pread(segment.fd, size, 0))
+        empty = size <= HEADER_SIZE or self._is_zeros(segment, 0, size)
         self._disk.close(segment.fd)
         if self._read_only:
             return
@@ -142,16 +170,25 @@ class Recovery:
         self._disk.rename(segment.path, path)
         self.set_aside.append(path)
 
+    def _is_torn_record(self, segment: Segment, start: int, end: int) -> bool:
+        """True if these bytes are no more than the beginning of one record, or nothing but zeros."""
+        if end - start < FRAME_SIZE:
+            return True
+        length, _, _ = FRAME.unpack(self._disk.pread(segment.fd, FRAME_SIZE, start))
+        if 1 <= length <= MAX_BODY and FRAME_SIZE - 1 + length >= end - start:
+            return True
+        return self._is_zeros(segment, start, end)
+
+    def _is_zeros(self, segment: Segment, start: int, end: int) -> bool:
+        return all(piece == bytes(len(piece)) for piece in self._pieces(segment, start, end))
+
+    def _pieces(self, segment: Segment, start: int, end: int) -> Iterator[bytes]:
+        while start < end and (piece := self._disk.pread(segment.fd, min(_PIECE, end - start), start)):
+            yield piece
+            start += len(piece)
+
     def _free_name(self, path: str) -> str:
         taken = set(self._disk.list(self._directory))
         while os.path.basename(path) in taken:
             path += "_"
         return path
-
-
-def _is_torn_record(rest: bytes) -> bool:
-    """True if *rest* is no more than the beginning of one record, or nothing but zeros."""
-    if len(rest) < FRAME_SIZE or not any(rest):
-        return True
-    length, _, _ = FRAME.unpack_from(rest)
-    return bool(1 <= length <= MAX_BODY and FRAME_SIZE - 1 + length >= len(rest))

@@ -61,6 +61,12 @@ def encode_header(header: Header) -> bytes:
     return raw + _CHECK.pack(crc32(raw))
 
 
+def is_newer(raw: bytes) -> bool:
+    """Whether a segment is of a format that this version does not know, and not just damaged."""
+    version = raw[7:8]
+    return raw[:7] == MAGIC[:7] and b"1" < version <= b"9" and decode_header(MAGIC + raw[8:]) is None
+
+
 def decode_header(raw: bytes) -> Header | None:
     """A segment's header; None where the bytes are damaged, cut off, or not ours."""
     if len(raw) < HEADER_SIZE or raw[:8] != MAGIC:

@@ -15,7 +15,7 @@ import pwd
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +39,7 @@ from ..errors import (
     UsageError,
 )
 from ..filesystem import Filesystem
-from ..filesystem.loader import Loader, SideState, read_side
+from ..filesystem.loader import Loader, SideState, epoch_of, read_side
 from ..journal import Journal
 from ..memory import MemoryTier
 from ..metrics import Metrics
@@ -91,14 +91,25 @@ def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
         preflight.check(config, store.git_dir)
         state_dir = preflight.state_directory(config, store.git_dir, branch)
         with _lock(config, store, branch) as lock:
-            mount = Mount(config, store, branch, state_dir, tuple(lock.fds), notifier)
+            with _or_no_mount():
+                mount = Mount(config, store, branch, state_dir, tuple(lock.fds), notifier)
             try:
-                with patience(notifier, mount.progress):
+                with _or_no_mount(), patience(notifier, mount.progress):
                     mount.attach()
                 trio.run(mount.serve, ready)
             finally:
                 mount.close()
             return mount.exit_code
+
+
+@contextlib.contextmanager
+def _or_no_mount() -> Iterator[None]:
+    """Whatever fails in here, there is no mount: that is what the exit code says."""
+    try:
+        yield
+    except CaiafsError as error:
+        error.exit_code = MountError.exit_code
+        raise
 
 
 def _open_store(config: Config) -> Store:
@@ -207,7 +218,7 @@ class Mount:
         if side is None and tip is None and not self.config.init:
             head = self._starting_point()
         commit = store.commit(head) if head is not None else None
-        epoch = commit.time * 10**9 if commit is not None else time.time_ns()
+        epoch = epoch_of(commit) if commit is not None else time.time_ns()
         self.fs.attach(commit.tree if commit is not None else None, epoch, side, uid, gid)
         position = (
             side.position if side is not None and side.journal == self.journal.id else self.journal.begin

@@ -68,6 +68,7 @@ class Report:
         if self._committer.trouble is not None:
             found.append(f"git: {self._committer.trouble}")
         found += [f"journal: bytes were set aside in {path}" for path in self._fs.journal.set_aside]
+        found += [f"git: {text}" for text in self._fs.unfit.values()]
         return found
 
     def state(self) -> str:

@@ -37,6 +37,10 @@ class BadRecord(Exception):
     """The bytes are not a record: torn, damaged, or of a newer format."""
 
 
+class NewerFormat(BadRecord):
+    """The bytes are whole, and of a format or kind that this version does not know."""
+
+
 class Create(NamedTuple):
     """A new inode under a name: regular file, directory, symlink, FIFO, socket or device."""
 
@@ -329,7 +333,7 @@ def decode(buffer: memoryview, at: int) -> tuple[Record, int]:
         raise BadRecord("the checksum does not match")
     decoder = _DECODE.get(kind)
     if decoder is None:
-        raise BadRecord(f"record kind {kind} is not known: written by a newer version?")
+        raise NewerFormat(f"record kind {kind} is not known: a newer caiafs wrote it")
     try:
         return decoder(buffer[at + FRAME_SIZE : end]), end
     except Exception as error:

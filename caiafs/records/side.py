@@ -26,7 +26,7 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from . import NO_OID, BadRecord
+from . import NO_OID, BadRecord, NewerFormat
 
 FORMAT = 1
 _HEAD = Struct("<BHI")
@@ -34,6 +34,9 @@ _FIXED = Struct("<QIIIIQqqqQIHI20sq")
 _XATTR = Struct("<HI")
 _META = Struct("<BQqI")
 _LINK = Struct("<QHI")
+
+UNKNOWN_SIZE = 2**64 - 1
+"""The size in the record of a file whose content could not be read when it was recorded."""
 
 BUCKET_STEPS = ((128, 1), (2048, 16), (32768, 256))
 """Up to so many entries, so many buckets: about 128 records are rewritten for one change."""
@@ -111,7 +114,7 @@ def decode_records(data: bytes) -> list[SideRecord]:
         while at < len(data):
             version, name_size, size = _HEAD.unpack_from(data, at)
             if version != FORMAT:
-                raise BadRecord(f"side record format {version} is not known: written by a newer version?")
+                raise NewerFormat(f"side record format {version} is not known: a newer caiafs wrote it")
             at += _HEAD.size
             name = data[at : at + name_size]
             at += name_size
@@ -206,7 +209,7 @@ def decode_meta(data: bytes) -> Meta:
     try:
         version, next_ino, epoch, count = _META.unpack_from(data)
         if version != FORMAT:
-            raise BadRecord(f"side format {version} is not known: written by a newer version?")
+            raise NewerFormat(f"side format {version} is not known: a newer caiafs wrote it")
         at = _META.size
         _, name_size, size = _HEAD.unpack_from(data, at)
         end = at + _HEAD.size + name_size + size

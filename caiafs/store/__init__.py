@@ -51,14 +51,16 @@ from caiafs.store.objects import (
     Commit,
     Oid,
     TreeEntry,
+    Unfit,
     differing_entries,
     encode_commit,
     encode_tree,
+    graft_unfit,
     is_directory,
     parse_commit,
-    parse_tag,
     parse_tree,
     patch_tree,
+    unfit_entries,
     valid_identity,
 )
 from caiafs.store.odb import ObjectDatabase
@@ -84,8 +86,10 @@ __all__ = [
     "PackWriter",
     "Store",
     "TreeEntry",
+    "Unfit",
     "encode_commit",
     "encode_tree",
+    "graft_unfit",
     "needs_content_check",
     "patch_tree",
     "storable_content",
@@ -98,12 +102,21 @@ __all__ = [
 EMPTY_TREE: Oid = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
 
+LARGEST = 2**63 - 1
+"""Bytes that a file can have: what says that it is larger is damaged."""
+
+
 class Change(NamedTuple):
-    """One path that differs between two trees; a whole directory that came or went is one change."""
+    """One path that differs between two trees; a whole directory that came or went is one change.
+
+    With *unfit* it is about the entries of the directory *path* that no directory can show: *new* is
+    the directory, which has others than *old* has.
+    """
 
     path: tuple[bytes, ...]
     old: TreeEntry | None
     new: TreeEntry | None
+    unfit: bool = False
 
 
 class Store:
@@ -193,19 +206,25 @@ class Store:
     # --- objects
 
     def commit(self, oid: Oid) -> Commit:
-        """A commit; a tag that points at one is followed."""
-        for _ in range(10):
-            kind, data = self._odb.read(oid)
-            if kind != TAG:
-                break
-            oid, _ = parse_tag(data, oid)
+        """A commit. Raises ObjectCorrupt for anything else."""
+        kind, data = self._odb.read(oid)
+        if kind == TAG:
+            raise ObjectCorrupt(
+                f"object {oid.hex()} is a tag where a commit belongs; "
+                "`git update-ref REF TAG^{commit}` mends the ref"
+            )
         if kind != COMMIT:
             raise ObjectCorrupt(f"object {oid.hex()} is used as a commit, but is none")
         return parse_commit(data, oid)
 
     def tree(self, oid: Oid) -> list[TreeEntry]:
-        """The entries of a tree, in git's order; ObjectCorrupt when a name in it cannot be a file's."""
+        """The entries of a tree that a directory can show, in git's order."""
         return parse_tree(self.tree_bytes(oid), oid)
+
+    def listing(self, oid: Oid) -> tuple[list[TreeEntry], list[Unfit]]:
+        """The entries that a directory can show, and those that it cannot."""
+        data = self.tree_bytes(oid)
+        return parse_tree(data, oid), unfit_entries(data, oid)
 
     def tree_bytes(self, oid: Oid) -> bytes:
         """A tree as it is stored, for patch_tree."""
@@ -216,9 +235,9 @@ class Store:
             raise ObjectCorrupt(f"object {oid.hex()} is used as a directory, but is none")
         return data
 
-    def blob(self, oid: Oid) -> bytes:
-        """A blob, whole in memory: for small ones; see open_blob."""
-        kind, data = self._odb.read(oid)
+    def blob(self, oid: Oid, limit: int | None = None) -> bytes:
+        """A blob, whole in memory: for small ones; see open_blob. ObjectCorrupt beyond *limit* bytes."""
+        kind, data = self._odb.read(oid) if limit is None else self._odb.read(oid, limit)
         if kind != BLOB:
             raise ObjectCorrupt(f"object {oid.hex()} is used as a file, but is none")
         return data
@@ -233,9 +252,10 @@ class Store:
         sizes = []
         for oid in oids:
             try:
-                sizes.append(size_of(oid))
+                size = size_of(oid)
             except (ObjectMissing, ObjectCorrupt):
-                sizes.append(-1)
+                size = -1
+            sizes.append(size if size <= LARGEST else -1)
         return sizes
 
     def has(self, oid: Oid) -> bool:
@@ -330,17 +350,19 @@ class Store:
             if change is None:
                 stack.pop()
                 continue
-            path, old, new = change
-            if old is None or new is None or not (is_directory(old.mode) and is_directory(new.mode)):
+            path, old, new, unfit = change
+            if unfit or old is None or new is None or not (is_directory(old.mode) and is_directory(new.mode)):
                 yield change
             elif old.oid != new.oid:
                 stack.append((path, self._diff_level(path, old.oid, new.oid)))
 
     def _diff_level(self, path: tuple[bytes, ...], a: Oid | None, b: Oid | None) -> Iterator[Change]:
         a, b = a or EMPTY_TREE, b or EMPTY_TREE
-        before, after = differing_entries(self.tree_bytes(a), a, self.tree_bytes(b), b)
-        for name in sorted(before.keys() | after.keys()):
-            yield Change((*path, name), before.get(name), after.get(name))
+        found = differing_entries(self.tree_bytes(a), a, self.tree_bytes(b), b)
+        for name in sorted(found.before.keys() | found.after.keys()):
+            yield Change((*path, name), found.before.get(name), found.after.get(name))
+        if found.unfit:
+            yield Change(path, TreeEntry(b"", DIRECTORY, a), TreeEntry(b"", DIRECTORY, b), unfit=True)
 
     # --- writing
 

@@ -4,6 +4,9 @@ The store reads with `parse_tree` and `parse_commit`; the committer writes with
 `encode_tree`, `patch_tree` and `encode_commit`. What is encoded here passes
 `git fsck --strict`; what is parsed may come from anywhere and is checked.
 
+A tree from elsewhere may hold what no directory can show: `..`, a name with a slash, a name twice.
+Such entries are *unfit*: they are told apart here, and a patched tree keeps them byte for byte.
+
 A tree is patched as bytes because a flat directory of 100,000 files is 4 MB of
 tree: parsing it into Python objects and encoding it again costs a hundred times
 the change itself. Entries that are not changed are copied, odd modes and all.
@@ -16,6 +19,7 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple, cast
 
 from caiafs.errors import ObjectCorrupt, StoreError
@@ -43,6 +47,14 @@ class TreeEntry(NamedTuple):
     oid: Oid
 
 
+class Unfit(NamedTuple):
+    """An entry of a tree that no directory can show; *raw* is all of it, as it is in the tree."""
+
+    name: bytes
+    reason: str
+    raw: bytes
+
+
 class Commit(NamedTuple):
     """A commit; *author* and *committer* are `Name <mail>` without the time."""
 
@@ -59,66 +71,149 @@ class Commit(NamedTuple):
 
 # --- trees ----------------------------------------------------------------------------------------
 
-_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
-_RAW_ENTRY = re.compile(rb"[0-7]+ [^\0]+\0.{20}", re.DOTALL)
-_ENTRY_AND_PARTS = re.compile(rb"(([0-7]+) ([^\0]+)\0.{20})", re.DOTALL)
-_NAME = re.compile(rb"[0-7]+ ([^\0]+)\0.{20}", re.DOTALL)
+_ENTRY = re.compile(rb"([0-7]+) ([^\0]*)\0(.{20})", re.DOTALL)
+_RAW_ENTRY = re.compile(rb"[0-7]+ [^\0]*\0.{20}", re.DOTALL)
+_ENTRY_AND_PARTS = re.compile(rb"(([0-7]+) ([^\0]*)\0.{20})", re.DOTALL)
+_NAME = re.compile(rb"[0-7]+ ([^\0]*)\0.{20}", re.DOTALL)
 _WHOLE_ENTRIES = re.compile(rb"(?:[^\0]+\0.{20})*+", re.DOTALL)  # possessive: no backtracking, no stack
 _WINDOW = 16384
+NAME_MAX = 255
+_NO_FILE_NAMES = frozenset({b"", b".", b".."})
 
 
 def is_directory(mode: int) -> bool:
     """True for a subtree; a gitlink is not one."""
-    return stat.S_IFMT(mode) == stat.S_IFDIR
+    return mode & 0o170000 == stat.S_IFDIR
 
 
 def parse_tree(data: bytes, oid: Oid) -> list[TreeEntry]:
-    """The entries of tree *oid* in stored order.
+    """The entries of tree *oid* that a directory can show, in stored order, their modes as git writes them.
 
-    Raises ObjectCorrupt for bytes that are no tree and for names that would be dangerous or
-    ambiguous as files: empty, `.`, `..`, with a slash, or twice the same.
+    Raises ObjectCorrupt for bytes that are no tree. What is left out, `unfit_entries` gives.
     """
-    found = _ENTRY.findall(data)
-    if not found:
-        if data:
-            raise ObjectCorrupt(f"tree {oid.hex()} is malformed; git fsck shows what is damaged")
-        return []
-    modes = [mode for mode, _, _ in found]
-    names = [name for _, name, _ in found]
-    joined = b"".join(names)
-    if len(joined) + sum(map(len, modes)) + 22 * len(found) != len(data):
-        raise ObjectCorrupt(f"tree {oid.hex()} is malformed; git fsck shows what is damaged")
-    numbers = {mode: _mode_number(mode, oid) for mode in set(modes)}
-    distinct = set(names)
-    if len(distinct) != len(names):
-        raise ObjectCorrupt(f"tree {oid.hex()} has the same name twice")
-    if b"/" in joined or b"." in distinct or b".." in distinct:
-        raise ObjectCorrupt(f"tree {oid.hex()} has a name that no file can have: '.', '..' or one with '/'")
+    names, modes, found, numbers = _taken_apart(data, oid)
+    if numbers is None:
+        unfit = _reasons(names, modes)
+        kept = [entry for entry in found if entry[1] not in unfit and _mode_number(entry[0])]
+        numbers = {mode: _mode_number(mode) for mode, _, _ in kept}
+        found = kept
     # tuple.__new__ skips the checks of TreeEntry(): half the time of a large directory.
     new = cast("Callable[[type[TreeEntry], object], TreeEntry]", tuple.__new__)
     return [new(TreeEntry, (name, numbers[mode], child)) for mode, name, child in found]
 
 
-def _mode_number(mode: bytes, oid: Oid) -> int:
+def unfit_entries(data: bytes, oid: Oid) -> list[Unfit]:
+    """The entries of tree *oid* that no directory can show: `.` and `..`, empty names, names with a slash
+    or longer than 255 bytes, kinds that nobody knows, and each of several entries of one name."""
+    names, modes, found, numbers = _taken_apart(data, oid)
+    if numbers is not None:
+        return []
+    unfit = _reasons(names, modes)
+    return [
+        Unfit(name, unfit[name], b"%b %b\0%b" % (mode, name, child))
+        for mode, name, child in found
+        if name in unfit
+    ]
+
+
+def graft_unfit(data: bytes, source: bytes) -> bytes:
+    """Tree *data* with the unfit entries of tree *source* in place of its own."""
+    theirs = unfit_entries(source, b"")
+    gone = {unfit.name for unfit in unfit_entries(data, b"")}
+    if not theirs and not gone:
+        return data
+    entries = [
+        (_sort_key(name, int(mode, 8)), raw)
+        for raw, mode, name in _ENTRY_AND_PARTS.findall(data)
+        if name not in gone
+    ]
+    entries += [(_sort_key(unfit.name, int(unfit.raw.split(b" ")[0], 8)), unfit.raw) for unfit in theirs]
+    return b"".join([raw for _, raw in sorted(entries, key=itemgetter(0))])
+
+
+_Found = list[tuple[bytes, bytes, bytes]]
+
+
+def _taken_apart(data: bytes, oid: Oid) -> tuple[list[bytes], list[bytes], _Found, dict[bytes, int] | None]:
+    """(names, modes, entries, mode numbers); the last is None where some entry may be unfit."""
+    found: _Found = _ENTRY.findall(data)
+    modes = [mode for mode, _, _ in found]
+    names = [name for _, name, _ in found]
+    joined = b"".join(names)
+    if len(joined) + sum(map(len, modes)) + 22 * len(found) != len(data):
+        raise ObjectCorrupt(f"tree {oid.hex()} is malformed; git fsck shows what is damaged")
+    numbers = {mode: _mode_number(mode) for mode in set(modes)}
+    distinct = set(names)
+    is_fit = (
+        len(distinct) == len(names)
+        and b"/" not in joined
+        and distinct.isdisjoint(_NO_FILE_NAMES)
+        and all(numbers.values())
+        and max(map(len, names), default=0) <= NAME_MAX
+    )
+    return names, modes, found, numbers if is_fit else None
+
+
+def _reasons(names: list[bytes], modes: list[bytes]) -> dict[bytes, str]:
+    """Why a name cannot be shown, for those that cannot."""
+    unfit: dict[bytes, str] = {}
+    seen: set[bytes] = set()
+    for name, mode in zip(names, modes, strict=True):
+        if name in seen:
+            unfit[name] = "the name is there more than once"
+        elif name in _NO_FILE_NAMES:
+            unfit[name] = "no file can have this name"
+        elif b"/" in name:
+            unfit[name] = "the name holds a slash"
+        elif len(name) > NAME_MAX:
+            unfit[name] = f"the name is {len(name)} bytes long; {NAME_MAX} are possible"
+        elif not _mode_number(mode):
+            unfit[name] = f"mode {mode[:12].decode()} is of no known kind"
+        seen.add(name)
+    return unfit
+
+
+def _mode_number(mode: bytes) -> int:
+    """A mode as git writes it (it reads 100664 as 100644, too); 0 for a kind that nobody knows."""
     number = int(mode, 8) if len(mode) <= 7 else 0
-    if stat.S_IFMT(number) not in _FILE_TYPES:
-        raise ObjectCorrupt(f"tree {oid.hex()} has an entry of unknown mode {mode.decode()}")
-    return number
+    kind = number & ~0o7777
+    if kind == stat.S_IFREG:
+        return EXECUTABLE if number & 0o100 else REGULAR
+    return kind if kind in _FILE_TYPES else 0
 
 
-def differing_entries(
-    a: bytes, a_oid: Oid, b: bytes, b_oid: Oid
-) -> tuple[dict[bytes, TreeEntry], dict[bytes, TreeEntry]]:
-    """The entries that are in only one of two trees, by name; equal ones are not parsed."""
+class Difference(NamedTuple):
+    """What differs between two trees: entries by name, and whether their unfit entries do."""
+
+    before: dict[bytes, TreeEntry]
+    after: dict[bytes, TreeEntry]
+    unfit: bool
+
+
+def differing_entries(a: bytes, a_oid: Oid, b: bytes, b_oid: Oid) -> Difference:
+    """The entries that are in only one of two trees; equal ones are not parsed."""
     sides = []
     for data, oid in ((a, a_oid), (b, b_oid)):
         raw = _RAW_ENTRY.findall(data)
         if sum(map(len, raw)) != len(data):
             raise ObjectCorrupt(f"tree {oid.hex()} is malformed; git fsck shows what is damaged")
-        sides.append(set(raw))
-    only_a = parse_tree(b"".join(sides[0] - sides[1]), a_oid)
-    only_b = parse_tree(b"".join(sides[1] - sides[0]), b_oid)
-    return {entry[0]: entry for entry in only_a}, {entry[0]: entry for entry in only_b}
+        sides.append(raw)
+    unfit = [_may_be_unfit(data, oid) and unfit_entries(data, oid) for data, oid in ((a, a_oid), (b, b_oid))]
+    if unfit[0] or unfit[1]:  # one entry of a name is fit or not by what else the tree holds
+        whole = [
+            {entry.name: entry for entry in parse_tree(data, oid)} for data, oid in ((a, a_oid), (b, b_oid))
+        ]
+        before = {name: entry for name, entry in whole[0].items() if whole[1].get(name) != entry}
+        after = {name: entry for name, entry in whole[1].items() if whole[0].get(name) != entry}
+        return Difference(before, after, sorted(unfit[0] or []) != sorted(unfit[1] or []))
+    left, right = set(sides[0]), set(sides[1])
+    only_a = parse_tree(b"".join(left - right), a_oid)
+    only_b = parse_tree(b"".join(right - left), b_oid)
+    return Difference({entry[0]: entry for entry in only_a}, {entry[0]: entry for entry in only_b}, False)
+
+
+def _may_be_unfit(data: bytes, oid: Oid) -> bool:
+    return _taken_apart(data, oid)[3] is None
 
 
 def _sort_key(name: bytes, mode: int) -> bytes:
@@ -153,24 +248,28 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
     first_keys = [_key_at(data, mark) for mark in marks[:-1]]
     if any(a >= b for a, b in pairwise(first_keys)):
         return _patch_all(data, changes)
-    windows: dict[int, dict[bytes, bytes]] = {}
+    windows: dict[int, dict[bytes, list[bytes]]] = {}
 
-    def window_of(key: bytes) -> dict[bytes, bytes]:
+    def window_of(key: bytes) -> dict[bytes, list[bytes]]:
         index = max(bisect_right(first_keys, key) - 1, 0)
         if index not in windows:
             start, end = (marks[index], marks[index + 1]) if len(marks) > 1 else (0, 0)
             windows[index] = _raw_entries(data[start:end])
         return windows[index]
 
+    def taken(key: bytes) -> bool:
+        entries = window_of(key).get(key)
+        if entries:
+            entries.pop(0)
+        return entries is not None
+
     inserted: list[bytes] = []
     for name, change in changes.items():
-        file_window, directory_window = window_of(name), window_of(name + b"/")
-        present = file_window.pop(name, None) or directory_window.pop(name + b"/", None)
-        if present is None:
+        if not taken(name) and not taken(name + b"/"):
             inserted.append(name)
         if change is not None:
             key = _sort_key(name, change[0])
-            window_of(key)[key] = _encode_entry(name, *change)
+            window_of(key).setdefault(key, []).insert(0, _encode_entry(name, *change))
     if _out_of_order(data, inserted):
         return _patch_all(data, changes)
     pieces = []
@@ -178,7 +277,7 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
     for index in sorted(windows):
         start, end = (marks[index], marks[index + 1]) if len(marks) > 1 else (0, 0)
         pieces.append(data[position:start])
-        pieces.extend([raw for _, raw in sorted(windows[index].items())])
+        pieces.extend([raw for _, raws in sorted(windows[index].items()) for raw in raws])
         position = end
     pieces.append(data[position:])
     return b"".join(pieces)
@@ -201,13 +300,19 @@ def _window_marks(data: bytes) -> list[int]:
     return marks
 
 
-def _raw_entries(window: bytes) -> dict[bytes, bytes]:
-    """Sort key -> the entry's own bytes."""
+def _raw_entries(window: bytes) -> dict[bytes, list[bytes]]:
+    """Sort key -> the entry's own bytes (of every entry, where a damaged tree has several of one name)."""
     found = _ENTRY_AND_PARTS.findall(window)
     folders = {mode: is_directory(int(mode, 8)) for mode in {mode for _, mode, _ in found}}
     if sum([len(raw) for raw, _, _ in found]) != len(window):
         raise ObjectCorrupt("a tree to be changed is malformed; git fsck shows what is damaged")
-    return {name + b"/" if folders[mode] else name: raw for raw, mode, name in found}
+    entries = {name + b"/" if folders[mode] else name: [raw] for raw, mode, name in found}
+    if len(entries) != len(found):
+        for key in entries:
+            entries[key] = []
+        for raw, mode, name in found:
+            entries[name + b"/" if folders[mode] else name].append(raw)
+    return entries
 
 
 def _key_at(data: bytes, position: int) -> bytes:
@@ -228,11 +333,14 @@ def _out_of_order(data: bytes, names: list[bytes]) -> bool:
 
 def _patch_all(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> bytes:
     """The slow way, for trees that are not in git's order: every entry is parsed and sorted."""
-    entries = {key: raw for key, raw in _raw_entries(data).items() if key.removesuffix(b"/") not in changes}
+    entries = _raw_entries(data)
     for name, change in changes.items():
+        present = entries.get(name) or entries.get(name + b"/")
+        if present:
+            present.pop(0)
         if change is not None:
-            entries[_sort_key(name, change[0])] = _encode_entry(name, *change)
-    return b"".join([raw for _, raw in sorted(entries.items())])
+            entries.setdefault(_sort_key(name, change[0]), []).insert(0, _encode_entry(name, *change))
+    return b"".join([raw for _, raws in sorted(entries.items()) for raw in raws])
 
 
 # --- commits --------------------------------------------------------------------------------------
@@ -284,7 +392,7 @@ def parse_commit(data: bytes, oid: Oid) -> Commit:
     author = committer = b""
     author_time = time = timezone = 0
     try:
-        for line in header.split(b"\n"):
+        for line in header.split(b"\n"):  # lines of a signature begin with a space
             word, _, value = line.partition(b" ")
             if word == b"tree" and tree is None:
                 tree = _raw_oid(value)
@@ -328,4 +436,6 @@ def _parse_signature(value: bytes) -> tuple[bytes, int, int]:
         minutes = int(zone[1:3]) * 60 + int(zone[3:5])
         if zone.startswith(b"-"):
             minutes = -minutes
-    return identity, min(int(seconds or 0), 2**63 - 1), minutes
+    if seconds is None or len(seconds) > 18:  # git's own limit is 19 digits; such a time is damage
+        return identity, 0, minutes
+    return identity, int(seconds), minutes

@@ -48,6 +48,10 @@ _MAPPED_INDEXES = 256
 _BASE_CACHE = 8 * 1024 * 1024  # bytes of delta bases kept
 _SETTLED = 2_000_000_000  # ns after which a directory's mtime can be trusted to show the next change
 _LOOKUPS = 8
+WHOLE_LIMIT = 128 * 1024 * 1024
+"""Objects beyond this are not inflated in memory: a tree of it has more than two million entries."""
+_CHAIN_LIMIT = 5000  # deltas in a row; git makes no more than 4095
+_DELTAS_LIMIT = 256 * 1024 * 1024  # bytes of deltas that wait for their base
 _LOOK_AGAIN = 2.0  # s between looks at the pack directories, so that packs that are gone free their space
 
 InflateError = (cast("type[Exception]", isal_zlib.IsalError), zlib.error)
@@ -385,14 +389,21 @@ class ObjectDatabase:
 
     # --- whole objects
 
-    def read(self, oid: Oid) -> tuple[int, bytes]:
-        """(kind, content), whole in memory, verified; a damaged copy is passed over for another."""
+    def read(self, oid: Oid, limit: int = WHOLE_LIMIT) -> tuple[int, bytes]:
+        """(kind, content), whole in memory, verified; a damaged copy is passed over for another.
+
+        ObjectCorrupt for an object that says it is larger than *limit*: no byte of it is inflated.
+        """
+
+        def read_verified(oid: Oid, place: Place) -> tuple[int, bytes]:
+            return self._read_verified(oid, place, limit)
+
         try:
-            return self.retry(oid, self._read_verified)
+            return self.retry(oid, read_verified)
         except ObjectCorrupt:
             for place in self._every_place(oid):
                 with contextlib.suppress(StoreError, OSError, GoneError):
-                    return self._read_verified(oid, place)
+                    return self._read_verified(oid, place, limit)
             raise
 
     def _every_place(self, oid: Oid) -> Iterator[Place]:
@@ -406,11 +417,11 @@ class ObjectDatabase:
         if loose is not None:
             yield loose
 
-    def _read_verified(self, oid: Oid, place: Place) -> tuple[int, bytes]:
+    def _read_verified(self, oid: Oid, place: Place, limit: int) -> tuple[int, bytes]:
         if isinstance(place, Loose):
-            kind, data = read_loose(oid, place.file)
+            kind, data = read_loose(oid, place.file, limit)
         else:
-            kind, data = self._read_packed(oid, place)
+            kind, data = self._read_packed(oid, place, limit)
         name = _KIND_PREFIX.get(kind)
         if name is None:
             raise ObjectCorrupt(f"object {oid.hex()} is of unknown kind {kind}")
@@ -431,39 +442,39 @@ class ObjectDatabase:
                 raise failed(f"cannot read object {oid.hex()}", error) from error
         raise ObjectMissing(f"object {oid.hex()} keeps moving in {self.path}; try again")
 
-    def _read_packed(self, oid: Oid, place: Packed) -> tuple[int, bytes]:
+    def _read_packed(self, oid: Oid, place: Packed, limit: int) -> tuple[int, bytes]:
         """Follow the deltas to their base, then apply them from there: a loop, however long the chain."""
         deltas: list[tuple[Packed, bytes]] = []
+        waiting = 0
+        chain = Chain(oid)
         kind, data = 0, b""
         while True:
             cached = self._cached_base(place) if deltas else None
             if cached is not None:
                 kind, data = cached
                 break
-            header, content = read_entry(oid, place)
-            if header.kind == OFS_DELTA:
-                deltas.append((place, content))
-                place = Packed(place.pack, place.file, header.base_offset)
-            elif header.kind == REF_DELTA:
-                deltas.append((place, content))
-                base = self.locate_base(place, header.base_oid)
-                if isinstance(base, Loose):
-                    kind, data = read_loose(header.base_oid, base.file)
-                    break
-                place = base
-            else:
+            header, content = read_entry(oid, place, limit)
+            if header.kind not in (OFS_DELTA, REF_DELTA):
                 kind, data = header.kind, content
                 if deltas:
                     self._cache_base(place, kind, data)
                 break
-            if len(deltas) > 10_000:
-                raise ObjectCorrupt(f"object {oid.hex()} is a delta of itself")
+            chain.add(place)
+            waiting += len(content)
+            if waiting > _DELTAS_LIMIT:
+                raise ObjectCorrupt(f"object {oid.hex()} needs more deltas than memory has room for")
+            deltas.append((place, content))
+            if header.kind == OFS_DELTA:
+                place = Packed(place.pack, place.file, header.base_offset)
+                continue
+            base = self.locate_base(place, header.base_oid)
+            if isinstance(base, Loose):
+                kind, data = read_loose(header.base_oid, base.file, limit)
+                break
+            place = base
         while deltas:
             place, delta = deltas.pop()
-            try:
-                data = b"".join(apply_delta(data, delta))
-            except (ApplyDeltaError, ValueError, IndexError) as error:
-                raise ObjectCorrupt(f"object {oid.hex()} has a damaged delta: {error}") from error
+            data = _applied(oid, data, delta, limit)
             if deltas:
                 self._cache_base(place, kind, data)
         return kind, data
@@ -504,6 +515,42 @@ class ObjectDatabase:
     def blob_size(self, oid: Oid) -> int:
         """The blob's size from its header alone: about 10 microseconds."""
         return self.retry(oid, _size_at)
+
+
+class Chain:
+    """The deltas between an object and its base: as many as git makes at most, and none twice."""
+
+    def __init__(self, oid: Oid) -> None:
+        self._oid = oid
+        self._seen: set[tuple[str, int]] = set()
+
+    def add(self, place: Packed) -> None:
+        """One more. Raises ObjectCorrupt for a delta that leads to itself, and for too many."""
+        key = (place.pack.base, place.offset)
+        if key in self._seen:
+            raise ObjectCorrupt(f"object {self._oid.hex()} is a delta of itself")
+        self._seen.add(key)
+        if len(self._seen) > _CHAIN_LIMIT:
+            raise ObjectCorrupt(f"object {self._oid.hex()} is made of more than {_CHAIN_LIMIT:,} deltas")
+
+
+def _applied(oid: Oid, base: bytes, delta: bytes, limit: int) -> bytes:
+    needed, at = delta_size(oid, delta, 0)
+    size, _ = delta_size(oid, delta, at)
+    _refuse_beyond(oid, size, limit)
+    if needed != len(base):
+        raise ObjectCorrupt(f"object {oid.hex()} has a delta for another base")
+    try:
+        return b"".join(apply_delta(base, delta))
+    except (ApplyDeltaError, ValueError, IndexError) as error:
+        raise ObjectCorrupt(f"object {oid.hex()} has a damaged delta: {error}") from error
+
+
+def _refuse_beyond(oid: Oid, size: int, limit: int) -> None:
+    if size > limit:
+        raise ObjectCorrupt(
+            f"object {oid.hex()} says that it is {size:,} bytes long; {limit:,} are taken here"
+        )
 
 
 def _size_at(oid: Oid, place: Place) -> int:
@@ -588,15 +635,18 @@ def loose_header(oid: Oid, raw: bytes) -> tuple[int, int, int]:
     return KINDS[word], int(digits), end + 1
 
 
-def read_loose(oid: Oid, file: File) -> tuple[int, bytes]:
+def read_loose(oid: Oid, file: File, limit: int = WHOLE_LIMIT) -> tuple[int, bytes]:
     """A whole loose object; its hash is the caller's to check."""
+    kind, size, start = loose_header(oid, file.read_at(_HEADER_READ, 0))
+    _refuse_beyond(oid, size, limit)
+    if file.size > 2 * size + _HEADER_READ:
+        raise ObjectCorrupt(f"loose object {oid.hex()} is followed by what does not belong to it")
     raw = file.read_at(file.size, 0)
     while len(raw) < file.size:  # one pread(2) gives 2 GiB at most
         more = file.read_at(file.size - len(raw), len(raw))
         if not more:
             break
         raw += more
-    kind, size, start = loose_header(oid, raw[:_HEADER_READ])
     inflater = isal_zlib.decompressobj()
     try:
         data = inflater.decompress(raw, start + size + 1)
@@ -607,10 +657,11 @@ def read_loose(oid: Oid, file: File) -> tuple[int, bytes]:
     return kind, data[start:]
 
 
-def read_entry(oid: Oid, place: Packed) -> tuple[Header, bytes]:
+def read_entry(oid: Oid, place: Packed, limit: int = WHOLE_LIMIT) -> tuple[Header, bytes]:
     """One pack entry, inflated, deltas not applied."""
     raw = place.file.read_at(_FIRST_READ, place.offset)
     header = entry_header(oid, raw, place.offset)
+    _refuse_beyond(oid, header.size, limit)
     start = header.at - place.offset
     inflater = isal_zlib.decompressobj()
     pieces: list[bytes] = []

@@ -40,6 +40,7 @@ from .nodes import (
 )
 
 __all__ = [
+    "COUNTED",
     "GITLINK",
     "ROOT_INO",
     "Batch",
@@ -62,6 +63,8 @@ __all__ = [
 ]
 
 ROOT_INO = 1
+COUNTED = 1 << 60
+"""Inode numbers below this are counted; those from here on are derived from place and name."""
 
 
 class Tree:
@@ -113,7 +116,7 @@ class Tree:
         """True if git cannot hold what is in *directory*: below a refused name or a submodule."""
         step = directory
         while step.parent is not None:
-            if step.gitlink is not None or not self._storable(step.name, stat.S_IFDIR):
+            if step.gitlink is not None or not (step.held or self._storable(step.name, stat.S_IFDIR)):
                 return True
             step = step.parent
         return False
@@ -127,14 +130,16 @@ class Tree:
 
     # ---- loading and unloading
 
-    def load(self, directory: Directory, entries: Iterable[Loaded]) -> None:
-        """Fill *directory*, which nobody has changed since git knew it."""
+    def load(
+        self, directory: Directory, entries: Iterable[Loaded], unfit: dict[bytes, str] | None = None
+    ) -> None:
+        """Fill *directory*, which nobody has changed since git knew it. *unfit* names stay in git, unseen."""
         if directory.children is not None:
             raise AssertionError(f"directory {directory.ino} is loaded already")
         children: dict[bytes, Node] = {}
         for entry in entries:
             known = self.nodes.get(entry.ino)
-            if known is not None and entry.nlink > 1 and not isinstance(known, Directory):
+            if known is not None and entry.nlink > 1 and _is_link_of(known, entry):
                 known.add_link(directory, entry.name)
                 children[entry.name] = known
                 continue
@@ -142,6 +147,8 @@ class Tree:
             if known is not None:
                 ino = self.next_ino
                 self.next_ino += 1
+            elif self.next_ino <= ino < COUNTED:
+                self.next_ino = ino + 1  # what the metadata says is next is taken
             node = node_of(entry, ino)
             node.add_link(directory, entry.name)
             children[entry.name] = node
@@ -149,6 +156,7 @@ class Tree:
             if node.nlink > 1 and not isinstance(node, Directory):
                 self.linked[ino] = node
         directory.children = children
+        directory.unfit = unfit or None
 
     def can_unload(self, directory: Directory) -> bool:
         """True if *directory* can be read from git again at any time, and nobody uses its entries."""
@@ -171,7 +179,7 @@ class Tree:
             if isinstance(child, File):
                 child.content.discard(self._ledger)
             del self.nodes[child.ino]
-        directory.children = None
+        directory.children = directory.unfit = None
         return len(children)
 
     def forget(self, node: Node, count: int) -> None:
@@ -339,6 +347,9 @@ class Tree:
         self._place(new, r.new_name, node)
         old.nlink -= isinstance(node, Directory)
         new.nlink += isinstance(node, Directory)
+        for mover in movers:
+            if isinstance(mover, Directory):
+                mover.held = False  # its new name is judged as any other
         for mover, before in zip(movers, was_diverted, strict=True):
             mover.ctime = r.time
             mover.modified = position
@@ -366,6 +377,7 @@ class Tree:
             for name, child in step.children.items():
                 self._mark(step, name)
                 if isinstance(child, Directory):
+                    child.held = False
                     waiting.append(child)
 
     def _write(self, r: records.Write, position: int) -> None:
@@ -422,6 +434,10 @@ class Tree:
     def _adopt(self, r: records.Adopt, position: int) -> None:
         for entry in r.entries:
             parent = self._directory(entry.parent)
+            if not entry.name:
+                self._mark(parent, b"")
+                parent.unfit_from = entry.oid
+                continue
             self._mark(parent, entry.name)
             self._touch_directory(parent, r.time, position)
             assert parent.children is not None
@@ -485,8 +501,10 @@ class Tree:
             directory.frozen = directory.changed
             directory.changed = set()
             batch.directories[directory.ino] = DirectoryState(
-                directory.ino, directory.tree_oid, directory.side_oid, len(directory.children or ()), {}
-            )
+                directory.ino, directory.tree_oid, directory.side_oid, len(directory.children or ()), {},
+                directory.unfit_from,
+            )  # fmt: skip
+            directory.unfit_from = None
             batch.waiting.append(directory)
         self.dirty = {}
         self.changes = 0
@@ -548,3 +566,12 @@ class Tree:
             node = self.nodes.get(state.ino)
             if isinstance(node, Directory):
                 node.frozen = None
+
+
+def _is_link_of(known: Node, entry: Loaded) -> bool:
+    """Whether *entry* is one more name of *known*, and not another file under the same number."""
+    if known.nlink < 2 or stat.S_IFMT(known.mode) != stat.S_IFMT(entry.mode):
+        return False
+    if isinstance(known, File):
+        return known.content.base == entry.oid
+    return not isinstance(known, Directory)

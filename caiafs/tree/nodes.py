@@ -114,9 +114,17 @@ class Special(Node):
 
 
 class Directory(Node):
-    """A directory. `children` is None until it was loaded; `changed` are the names that git has otherwise."""
+    """A directory. `children` is None until it was loaded; `changed` are the names that git has otherwise.
 
-    __slots__ = ("changed", "children", "epoch", "frozen", "gitlink", "side_oid", "tree_oid", "used")
+    `held`: it lies in git's tree under the name that it has, be it one that git would refuse.
+    `unfit` are names in its tree that cannot be shown, with the reason; `unfit_from` is the tree whose
+    unfit entries it has to have with the next commit, if not those of its own.
+    """
+
+    __slots__ = (
+        "changed", "children", "epoch", "frozen", "gitlink", "held", "side_oid", "tree_oid", "unfit",
+        "unfit_from", "used",
+    )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
         super().__init__(ino, mode, uid, gid, time)
@@ -127,6 +135,9 @@ class Directory(Node):
         self.tree_oid: bytes | None = None
         self.side_oid: bytes | None = None
         self.gitlink: bytes | None = None
+        self.held = False
+        self.unfit: dict[bytes, str] | None = None
+        self.unfit_from: bytes | None = None
         self.epoch = 0
         self.used = 0
 
@@ -156,6 +167,7 @@ class Loaded(NamedTuple):
 class EntryState(NamedTuple):
     """One entry at the moment of a freeze. *oid* is its git object as far as git has it
     already; *content* is given instead for a file that git has not, *target* for a symlink.
+    *size* is -1 where git cannot tell it: the blob is missing or damaged.
     """
 
     ino: int
@@ -175,16 +187,21 @@ class EntryState(NamedTuple):
     content: ContentState | None
     target: bytes | None
     epoch: int
+    held: bool = False
 
 
 class DirectoryState(NamedTuple):
-    """What changed in one directory since git knew it: name to state, None for a name that is gone."""
+    """What changed in one directory since git knew it: name to state, None for a name that is gone.
+
+    *unfit_from* is the tree whose unfit entries it takes over; None: those of *tree_oid* stay.
+    """
 
     ino: int
     tree_oid: bytes | None
     side_oid: bytes | None
     children: int
     entries: dict[bytes, EntryState | None]
+    unfit_from: bytes | None = None
 
 
 class Batch:
@@ -229,6 +246,7 @@ def node_of(entry: Loaded, ino: int) -> Node:
         node = Directory(ino, entry.mode, entry.uid, entry.gid, 0)
         node.tree_oid, node.side_oid = entry.oid, entry.side
         node.gitlink, node.epoch = entry.gitlink, entry.epoch
+        node.held = entry.oid is not None
         if node.tree_oid is not None or node.side_oid is not None:
             node.children = None
     elif kind == stat.S_IFLNK:
@@ -249,16 +267,20 @@ def state_of(node: Node) -> EntryState:
     oid = side = gitlink = target = None
     content: ContentState | None = None
     epoch = 0
+    held = False
+    size = node.size
     if isinstance(node, File):
         oid = node.content.oid
+        size = -1 if node.content.is_unreadable else size
         if oid is None:
             content = node.content.capture()
     elif isinstance(node, Directory):
         oid, side, gitlink, epoch = node.tree_oid, node.side_oid, node.gitlink, node.epoch
+        held = node.held
     elif isinstance(node, Symlink):
         oid, target = node.oid, node.target
     return EntryState(
         node.ino, node.mode, node.uid, node.gid, node.nlink, node.rdev, node.atime, node.mtime, node.ctime,
-        tuple(node.xattrs.items()) if node.xattrs else (), node.size, oid, side, gitlink, content, target,
-        epoch,
+        tuple(node.xattrs.items()) if node.xattrs else (), size, oid, side, gitlink, content, target,
+        epoch, held,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from caiafs.committer.worker import Place, Worker
 from caiafs.config import Config
 from caiafs.errors import CaiafsError, RefLocked
 from caiafs.filesystem import Filesystem
-from caiafs.filesystem.loader import Loader, SideState, read_side
+from caiafs.filesystem.loader import Loader, SideState, epoch_of, read_side
 from caiafs.journal import Disk, Journal
 from caiafs.memory import MemoryTier
 from caiafs.metrics import Metrics
@@ -145,7 +145,7 @@ class Core:
         self.side: SideState | None = None if oid is None else read_side(self.store, oid)
         head = tip if self.side is None else self.side.commit
         commit = None if head is None else self.store.commit(head)
-        epoch = 10**18 if commit is None else commit.time * 10**9
+        epoch = 10**18 if commit is None else epoch_of(commit)
         self.fs.attach(None if commit is None else commit.tree, epoch, self.side, 1000, 1000)
         known = self.side is not None and self.side.journal == self.journal.id
         last = self.fs.replay(self.side.position if known and self.side is not None else self.journal.begin)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import pytest
 import trio
@@ -22,14 +23,22 @@ from caiafs.check.scan import look, read_stretches
 from caiafs.committer.worker import FRAME, Done, Order, Worker
 from caiafs.committer.worker import Place as WorkerPlace
 from caiafs.config import Config, state_directory
-from caiafs.errors import CaiafsError, JournalDamaged, RepositoryMissing, UsageError
+from caiafs.errors import CaiafsError, FormatNewer, JournalDamaged, RepositoryMissing, UsageError
 from caiafs.filesystem import Filesystem
-from caiafs.filesystem.loader import Loader, read_side
+from caiafs.filesystem.loader import Loader, epoch_of, read_side
 from caiafs.journal import HEADER_SIZE, Journal
 from caiafs.memory import MemoryTier
 from caiafs.metrics import Metrics
 from caiafs.records import NO_OID, Committed, Write, decode
-from caiafs.records.side import decode_records, encode_record, parse_side_message, side_message, side_ref
+from caiafs.records.side import (
+    decode_meta,
+    decode_records,
+    encode_meta,
+    encode_record,
+    parse_side_message,
+    side_message,
+    side_ref,
+)
 from caiafs.store import BLOB, COMMIT, TREE, Store, encode_commit, patch_tree, storable_entry
 from caiafs.tree import Directory, File, Node, Settled, Tree
 
@@ -61,7 +70,7 @@ class Session:
         self.head = side.commit if side is not None else tip
         self.side = oid
         commit = self.store.commit(self.head) if self.head is not None else None
-        epoch = commit.time * 10**9 if commit is not None else time.time_ns()
+        epoch = epoch_of(commit) if commit is not None else time.time_ns()
         self.fs.attach(commit.tree if commit is not None else None, epoch, side, 0, 0)
         same = side is not None and side.journal == self.journal.id
         self.fs.replay(side.position if side is not None and same else self.journal.begin)
@@ -973,7 +982,7 @@ def rewritten(lab: Lab, change: Callable[[Any], bytes | None], *path: bytes) -> 
     store.close()
 
 
-def edited(name: bytes, **fields: Any) -> Callable[[bytes], bytes]:
+def edited(name: bytes, /, **fields: Any) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
         records = decode_records(data)
         return b"".join(
@@ -1145,3 +1154,108 @@ def test_what_cannot_be_meant(lab: Lab, tmp_path: Path) -> None:
     lab.git("update-ref", "refs/caiafs/second", "refs/caiafs/main")
     with pytest.raises(UsageError):
         lab.check(state=lab.state)
+
+
+# ---- what a newer caiafs wrote, and what somebody else did
+
+
+def test_a_newer_record_is_neither_cut_off_nor_mended(lab: Lab) -> None:
+    session = filled(lab)
+    session.write("one", b"first")
+    lab.end()
+    (segment,) = lab.segments()
+    body = bytes((100,)) + b"from the future"
+    frame = len(body).to_bytes(4, "little") + crc32(body).to_bytes(4, "little") + body
+    segment.write_bytes(segment.read_bytes() + frame)
+    before = lab.snapshot()
+    with pytest.raises(JournalDamaged, match="a newer caiafs wrote it"):
+        lab.mounts()
+    lab.end()
+    assert "a newer caiafs wrote records" in lab.check().text
+    assert lab.check(repair=True).code == 1
+    assert lab.snapshot() == before
+
+
+def test_a_newer_segment_stops_the_mount(lab: Lab) -> None:
+    session = filled(lab)
+    session.write("one", b"first")
+    lab.end()
+    (segment,) = lab.segments()
+    data = bytearray(segment.read_bytes())
+    data[7:8] = b"2"
+    data[40:44] = b"odd!"
+    segment.write_bytes(data)
+    with pytest.raises(JournalDamaged, match="a newer caiafs wrote it"):
+        lab.mounts()
+    assert segment.read_bytes() == data
+
+
+@pytest.mark.parametrize("path", [(b"meta",), (b"root", b"@")])
+def test_newer_metadata_is_left_alone(lab: Lab, path: tuple[bytes, ...]) -> None:
+    filled(lab)
+    lab.end()
+    rewritten(lab, lambda data: b"\x02" + data[1:], *path)
+    oid = lab.oid("refs/caiafs/main")
+    result = lab.check()
+    assert result.code == 1
+    assert "a newer caiafs wrote it" in result.text
+    result = lab.check(repair=True)
+    assert result.code == 1
+    assert "left alone" in result.text
+    assert lab.oid("refs/caiafs/main") == oid
+    if path == (b"meta",):
+        with pytest.raises(FormatNewer):
+            lab.mounts()
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "said"),
+    [
+        ((b"root", b"@"), edited(b"big", ino=0), "has the inode number 0"),
+        ((b"root", b"@"), edited(b"big", ino=1 << 62), "which none can have"),
+        ((b"meta",), lambda d: encode_meta(decode_meta(d)._replace(next_ino=1 << 62)), "which none can have"),
+        ((b"meta",), lambda d: encode_meta(decode_meta(d)._replace(next_ino=0)), "the next inode number"),
+        ((b"root", b"=nested", b"@"), edited(b".git", name=b"../.git"), "the name holds a slash"),
+    ],
+)
+def test_metadata_that_no_mount_would_write(
+    lab: Lab, path: tuple[bytes, ...], change: Any, said: str
+) -> None:
+    filled(lab)
+    lab.end()
+    rewritten(lab, change, *path)
+    lab.mounts()  # works, whatever it says
+    lab.end()
+    result = lab.check()
+    assert result.code == 1
+    assert said in result.text, result.text
+    assert lab.check(repair=True).code == 0
+    session = lab.mounts()
+    session.write("new", b"new")
+    session.commit()
+    lab.end()
+    assert lab.check().problems == []
+
+
+def test_entries_that_cannot_be_shown_are_named(lab: Lab) -> None:
+    filled(lab)
+    lab.end()
+    blob = lab.oid("main:d/a.txt")
+    entry = b"100644 ../x\0" + bytes.fromhex(blob)
+    tree = lab.git("hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=entry)
+    commit = lab.git(*AS_SOMEBODY, "commit-tree", tree, "-p", "main", "-m", "x")
+    lab.git("update-ref", "refs/heads/main", commit)
+    result = lab.check()
+    assert result.code == 1
+    (problem,) = result.problems
+    assert "the entry ../x cannot be shown (the name holds a slash)" in problem
+    assert lab.check(repair=True).code == 1  # it is for a person to say what should be there
+
+
+def test_names_of_foreign_files_do_not_reach_the_terminal_raw(lab: Lab) -> None:
+    filled(lab)
+    lab.end()
+    (Path(lab.state) / "x\x1b[2Jy\n").write_text("mine")
+    result = lab.check()
+    assert "\x1b" not in result.text
+    assert any("is not a file of caiafs" in note for note in result.notes)

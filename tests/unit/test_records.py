@@ -22,6 +22,7 @@ from caiafs.records import (
     Create,
     Link,
     Name,
+    NewerFormat,
     Record,
     Remove,
     Rename,
@@ -145,7 +146,7 @@ def test_any_bytes_at_any_place_decode_or_are_bad(data: bytes, at: int) -> None:
 
 def test_a_kind_from_the_future_is_bad() -> None:
     for kind in set(range(256)) - KINDS:
-        with pytest.raises(BadRecord, match="newer version"):
+        with pytest.raises(NewerFormat, match="a newer caiafs wrote it"):
             decode(memoryview(frame_of(kind, b"anything")), 0)
 
 

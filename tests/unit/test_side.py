@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caiafs.records import NO_OID, BadRecord
+from caiafs.records import NO_OID, BadRecord, NewerFormat
 from caiafs.records.side import (
     BUCKET_STEPS,
     Meta,
@@ -123,10 +123,10 @@ def test_any_message_is_bad_or_a_side_message(message: bytes) -> None:
 
 def test_a_format_from_the_future_is_said_to_be_one() -> None:
     data = encode_record(SideRecord(b"a", 2, 0o100644, 0, 0, 1, 0, 0, 0, 0, 0, 0, NO_OID))
-    with pytest.raises(BadRecord, match="newer version"):
+    with pytest.raises(NewerFormat, match="a newer caiafs wrote it"):
         decode_records(b"\x07" + data[1:])
     meta = encode_meta(Meta(decode_records(data)[0], 3, 0))
-    with pytest.raises(BadRecord, match="newer version"):
+    with pytest.raises(NewerFormat, match="a newer caiafs wrote it"):
         decode_meta(b"\x07" + meta[1:])
 
 

@@ -24,7 +24,14 @@ from caiafs.store import (
     encode_tree,
     patch_tree,
 )
-from caiafs.store.objects import parse_commit, parse_tree, valid_identity
+from caiafs.store.objects import (
+    differing_entries,
+    graft_unfit,
+    parse_commit,
+    parse_tree,
+    unfit_entries,
+    valid_identity,
+)
 
 SOME = b"\x11" * 20
 OTHER = b"\x22" * 20
@@ -72,28 +79,66 @@ def test_a_name_no_tree_can_hold_is_refused(name: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"100644 .\0" + SOME,
-        b"100644 ..\0" + SOME,
-        b"100644 a/b\0" + SOME,
-        b"100644 a\0" + SOME + b"100644 a\0" + SOME,
-        b"100644 a\0" + SOME + b"40000 a\0" + SOME,
-        b"100644 \0" + SOME,
         b"100644 a\0" + SOME[:19],
         b"100644 a\0" + SOME + b"x",
         b"100648 a\0" + SOME,
-        b"777777777777 a\0" + SOME,
-        b"10644 a\0" + SOME,
+        b"-100644 a\0" + SOME,
+        b" a\0" + SOME,
         b"garbage",
     ],
 )
-def test_a_hostile_tree_is_corrupt_and_named(data: bytes) -> None:
-    with pytest.raises(ObjectCorrupt, match=OTHER.hex()):
-        parse_tree(data, OTHER)
+def test_what_is_no_tree_is_corrupt_and_named(data: bytes) -> None:
+    for parse in (parse_tree, unfit_entries):
+        with pytest.raises(ObjectCorrupt, match=OTHER.hex()):
+            parse(data, OTHER)
 
 
-def test_odd_but_harmless_modes_are_read() -> None:
-    data = b"100664 a\0" + SOME + b"040000 b\0" + SOME + b"160000 c\0" + SOME
-    assert [e.mode for e in parse_tree(data, OTHER)] == [0o100664, 0o040000, 0o160000]
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"100644 .\0" + SOME, "no file"),
+        (b"40000 ..\0" + SOME, "no file"),
+        (b"100644 \0" + SOME, "no file"),
+        (b"100644 a/b\0" + SOME, "slash"),
+        (b"40000 /\0" + SOME, "slash"),
+        (b"100644 " + b"n" * 256 + b"\0" + SOME, "256 bytes"),
+        (b"777777777777 a\0" + SOME, "known kind"),
+        (b"10644 a\0" + SOME, "known kind"),
+        (b"0 a\0" + SOME, "known kind"),
+        (b"60644 a\0" + SOME, "known kind"),
+        (b"7100644 a\0" + SOME, "known kind"),
+        (b"100644 a\0" + SOME + b"100644 a\0" + OTHER, "more than once"),
+        (b"100644 a\0" + SOME + b"40000 a\0" + OTHER, "more than once"),
+    ],
+)
+def test_what_no_directory_can_show_is_told_apart_and_survives_changes(raw: bytes, reason: str) -> None:
+    data = raw + b"100644 b\0" + SOME + b"100644 c\0" + SOME
+    assert [e.name for e in parse_tree(data, OTHER)] == [b"b", b"c"]
+    unfit = unfit_entries(data, OTHER)
+    assert b"".join(u.raw for u in unfit) == raw
+    assert all(reason in u.reason for u in unfit)
+    patched = patch_tree(data, {b"b": None, b"c": (REGULAR, OTHER), b"d": (DIRECTORY, SOME)})
+    assert unfit_entries(patched, OTHER) == unfit
+    assert [(e.name, e.oid) for e in parse_tree(patched, OTHER)] == [(b"c", OTHER), (b"d", SOME)]
+
+
+def test_unfit_entries_change_hands() -> None:
+    ours = b"100644 ..\0" + SOME + b"100644 a\0" + SOME + b"100644 a\0" + OTHER + b"100644 b\0" + SOME
+    theirs = b"100644 a\0" + SOME + b"40000 x/y\0" + OTHER
+    grafted = graft_unfit(ours, theirs)
+    assert [e.name for e in parse_tree(grafted, NAME)] == [b"b"]
+    assert [u.raw for u in unfit_entries(grafted, NAME)] == [b"40000 x/y\0" + OTHER]
+    assert graft_unfit(grafted, b"") == b"100644 b\0" + SOME
+    found = differing_entries(ours, NAME, theirs, OTHER)
+    assert (set(found.before), set(found.after), found.unfit) == ({b"b"}, {b"a"}, True)
+
+
+def test_odd_but_harmless_modes_are_read_as_git_reads_them() -> None:
+    data = b"100664 a\0" + SOME + b"040000 b\0" + SOME + b"160000 c\0" + SOME + b"40755 d\0" + SOME
+    data += b"100711 e\0" + SOME + b"120777 f\0" + SOME
+    assert [e.mode for e in parse_tree(data, OTHER)] == [
+        REGULAR, DIRECTORY, 0o160000, DIRECTORY, 0o100755, 0o120000,
+    ]  # fmt: skip
 
 
 names = st.binary(min_size=1, max_size=6).filter(
@@ -279,3 +324,11 @@ def test_signed_and_damaged_commits_are_read_as_far_as_possible() -> None:
         parse_commit(b"author A <a@b> 5 +0100\n\n", NAME)
     with pytest.raises(ObjectCorrupt):
         parse_commit(b"tree 12\n\n", NAME)
+
+
+@pytest.mark.parametrize("seconds", [b"9" * 19, b"9" * 5000, b"-" + b"9" * 30, b"", b"x"])
+def test_times_beyond_all_clocks_read_as_1970(seconds: bytes) -> None:
+    data = (
+        b"tree " + SOME.hex().encode() + b"\nauthor A <a@b> 5 +0100\ncommitter A <a@b> " + seconds + b" +0000"
+    )
+    assert parse_commit(data + b"\n\n", NAME).time == 0
