@@ -56,6 +56,7 @@ def status(report: Mapping[str, Any]) -> str:
         ("last commit", _last_commit(commits)),
         ("memory", _part(memory["held_bytes"] + memory["inode_bytes"], memory["limit_bytes"])),
         ("journal", _part(journal["bytes"], setting(config, "journal_max"))),
+        ("http", _http(config.get("http"))),
         ("daemon", f"process {config['pid']}, state in {config['state_dir']}"),
     ]
     head = f"{report['mountpoint']}: branch {config['branch']} of {setting(config, 'repo')}"
@@ -99,6 +100,10 @@ def _last_commit(commits: Mapping[str, Any]) -> str:
     if commits["last_commit_at"]:
         words += f", {ago(time.time() - commits['last_commit_at'])}"
     return words + (f": {commits['last_subject']}" if commits["last_subject"] else "")
+
+
+def _http(http: Mapping[str, str] | None) -> str:
+    return f"{http['url']}, its token is in {http['token_file']}" if http else ""
 
 
 def _part(used: int, limit: int) -> str:

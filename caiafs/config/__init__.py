@@ -7,7 +7,7 @@ is written, and the first of these that has it wins:
     -o name=value      the command line, fstab
     name = value       a TOML file (-o config=FILE, or --config FILE)
     CAIAFS_NAME=value  the environment
-    PRIMARY_BACKEND, CAIA_REPO_PATH, GOVC_REPO_NAME: names of an older program, still honoured
+    PRIMARY_BACKEND, CAIA_REPO_PATH, GOVC_REPO_NAME, PORT: names of an older program, still honoured
 
 Everything is validated here, at once, so that a wrong word fails the mount before it
 starts instead of the write that first needs it. `OPTIONS` is the single list of settings:
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from caiafs.config.address import HttpAddress, parse_http
 from caiafs.config.units import (
     GIB,
     KIB,
@@ -43,11 +44,13 @@ __all__ = [
     "MIB",
     "OPTIONS",
     "Config",
+    "HttpAddress",
     "Option",
     "check_file",
     "format_bytes",
     "format_seconds",
     "parse_bytes",
+    "parse_http",
     "parse_seconds",
     "show_value",
     "split_options",
@@ -80,6 +83,9 @@ class Config:
     author: str | None = None
     """ "Name <mail>"; None: git's own user.name and user.email, then user@host."""
     http: str | None = None
+    """Where HTTP is served, as parse_http() reads it; None: nowhere."""
+    http_token_file: str | None = None
+    """None: the file `http-token` in the state directory."""
     spin: float = 0.0001
     """How long the daemon looks for the next request before it sleeps; 0 leaves that to pyfuse3."""
     virtual: str = "hidden"
@@ -281,7 +287,15 @@ def _author(raw: object) -> str:
 
 
 def _http(raw: object) -> str:
-    raise ValueError("nothing: this version has no HTTP; leave the option out (.stats/ has the same figures)")
+    return str(parse_http(_text(raw)))
+
+
+def _port(raw: object) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"[0-9]{1,5}", raw) or not 0 < int(raw) < 65536:
+        raise ValueError(
+            "a port from 1 to 65535, on which http://127.0.0.1 is served; unset it to serve none"
+        )
+    return str(HttpAddress("127.0.0.1", int(raw)))
 
 
 _FIELD = {"fsname": "source"}
@@ -355,7 +369,20 @@ OPTIONS: tuple[Option, ...] = (
         "who the commits are by; default: git's user.name and user.email",
         "Site <site@example.org>",
     ),
-    Option("http", _http, "ADDR:PORT|unix:PATH", "not in this version"),
+    Option(
+        "http",
+        _http,
+        "ADDR:PORT|unix:PATH",
+        "serve figures, health and a status page there",
+        "127.0.0.1:8080",
+    ),
+    Option(
+        "http_token_file",
+        _text,
+        "FILE",
+        "the token that HTTP asks for; made when missing; default: http-token in state_dir",
+        "/etc/caiafs/site.token",
+    ),
     Option("spin", _seconds(0, 0.01), "TIME", "how long to look for the next request before sleeping"),
     Option("virtual", _choice("hidden", "visible"), "hidden|visible", "whether listings show .stats"),
     Option("allow_other", _flag, "", "let other users in (needs user_allow_other in /etc/fuse.conf)"),
@@ -476,11 +503,12 @@ _LEGACY = {
     ),
     "CAIA_REPO_PATH": _PATHS["repo"],
     "GOVC_REPO_NAME": _BY_NAME["fsname"],
+    "PORT": Option("http", _port, "PORT", ""),
 }
 
 
 _IN_FILES = _BY_NAME | _PATHS
-_PATH_LIKE = ("repo", "mountpoint", "state_dir")
+_PATH_LIKE = ("repo", "mountpoint", "state_dir", "http_token_file")
 
 
 class _Loader:
@@ -497,8 +525,6 @@ class _Loader:
         for variable, option in _LEGACY.items():
             if raw := environ.get(variable):
                 self._set(option, raw, f"environment {variable}", variable)
-        if environ.get("PORT"):
-            self._notes.append("PORT is ignored: this version serves no HTTP.")
 
     def environment(self, environ: Mapping[str, str]) -> None:
         for variable, raw in sorted(environ.items()):
@@ -527,6 +553,9 @@ class _Loader:
         if name not in _IN_FILES:
             section = "; settings stand at the top, in no [section]" if isinstance(raw, dict) else ""
             raise UsageError(f"unknown setting {name!r}{suggest(name, _IN_FILES)}{section}")
+        if name == "http" and isinstance(raw, str) and raw.startswith("unix:"):
+            beside = os.path.expanduser(raw.removeprefix("unix:"))
+            raw = f"unix:{os.path.join(os.path.dirname(path), beside)}" if beside else raw
         self._set(_IN_FILES[name], raw, f"file {path}", name)
         if name in _PATH_LIKE:
             # A daemon's working directory is nobody's business: relative means beside the file.
@@ -567,8 +596,9 @@ class _Loader:
             raise UsageError("no mountpoint is named: give MOUNTPOINT")
         self._values["repo"] = os.path.abspath(self._values["repo"])
         self._values["mountpoint"] = os.path.abspath(self._values["mountpoint"])
-        if state_dir := self._values.get("state_dir"):
-            self._values["state_dir"] = os.path.abspath(os.path.expanduser(state_dir))
+        for name in ("state_dir", "http_token_file"):
+            if path := self._values.get(name):
+                self._values[name] = os.path.abspath(os.path.expanduser(path))
         read_only = ["ro"] if self._values.get("ro") else []
         if read_only or self._kernel:
             origin = "-o" if self._kernel else self._origins["ro"]

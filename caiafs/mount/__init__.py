@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
@@ -55,6 +55,9 @@ from .notify import Notifier
 from .reload import Change, compare
 from .report import Report
 from .service import feed_watchdog, patience, report_status
+
+if TYPE_CHECKING:
+    from ..control.http.process import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +100,8 @@ def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
                 with _or_no_mount(), patience(notifier, mount.progress):
                     mount.attach()
                 trio.run(mount.serve, ready)
+            except BaseExceptionGroup as group:
+                raise _cause(group) from group
             finally:
                 mount.close()
             return mount.exit_code
@@ -110,6 +115,14 @@ def _or_no_mount() -> Iterator[None]:
     except CaiafsError as error:
         error.exit_code = MountError.exit_code
         raise
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What is to be told of a mount that failed: the one error in the group, if that is all."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner if isinstance(inner, CaiafsError) else group
 
 
 def _open_store(config: Config) -> Store:
@@ -199,9 +212,23 @@ class Mount:
         self._mounted = False
         self._reload_trouble = ""
         self._leaving = trio.Event()
+        self.http = self._http_server()
+
+    def _http_server(self) -> HttpServer | None:
+        if self.config.http is None:
+            return None
+        from ..control.http.process import HttpServer, Sources
+
+        report, metrics = self.report, self.metrics
+        sources = Sources(report.health, report.stats, report.config, metrics.snapshot, metrics.clear)
+        server = HttpServer(self.config, self.state_dir, self.store.git_dir, self.ref, sources)
+        self.report.http = server
+        return server
 
     def close(self) -> None:
         """Let go of everything; nothing is written any more."""
+        if self.http is not None:
+            self.http.close()
         self.worker.stop()
         self.fs.contents.close()
         self.journal.close()
@@ -258,6 +285,8 @@ class Mount:
         async with trio.open_nursery() as background:
             background.start_soon(feed_watchdog, self.notifier)
             await background.start(self.worker.run)
+            if self.http is not None:
+                await background.start(self.http.run)
             if not self.config.ro:
                 with patience(self.notifier, self.progress):
                     await self._reconcile()

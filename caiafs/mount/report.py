@@ -6,7 +6,7 @@ Only puts together what the parts count themselves; see their `statistics()`.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -17,6 +17,13 @@ from ..metrics import Metrics
 from ..operations import Operations
 from ..records import NO_OID
 from ..virtual import VirtualFile, render_json
+
+
+class Http(Protocol):
+    """Where HTTP is served, and which file has its token (never the token)."""
+
+    url: str
+    token_file: str
 
 
 class Report:
@@ -33,6 +40,7 @@ class Report:
         self._committer = committer
         self._metrics = metrics
         self.operations = operations
+        self.http: Http | None = None
         for name, source in (
             ("caiafs_memory_bytes", self._memory_by_kind),
             ("caiafs_memory_limit_bytes", lambda: fs.memory.limit),
@@ -148,6 +156,7 @@ class Report:
             "pid": os.getpid(),
             "state_dir": self._state_dir,
             "branch": os.fsdecode(self._branch),
+            "http": None if self.http is None else {"url": self.http.url, "token_file": self.http.token_file},
             "settings": self._config.describe(),
         }
 

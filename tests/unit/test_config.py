@@ -18,6 +18,7 @@ from caiafs.config import (
     format_bytes,
     format_seconds,
     parse_bytes,
+    parse_http,
     parse_seconds,
     split_options,
     state_directory,
@@ -104,11 +105,14 @@ def test_old_environment_names() -> None:
     }
     config = Config.load(None, "/m", [], environ)
     assert (config.primary, config.repo, config.source) == ("memory", "/srv/r.git", "notes")
-    assert any("PORT" in note for note in config.notes)
+    assert (config.http, config.origins["http"]) == ("127.0.0.1:8080", "environment PORT")
     assert config.origins["source"] == "environment GOVC_REPO_NAME"
     assert Config.load("/r", "/m", [], environ).repo == "/r"
     with pytest.raises(UsageError, match=r"PRIMARY_BACKEND.*'redis'.*memory, git"):
         load(environ={"PRIMARY_BACKEND": "redis"})
+    with pytest.raises(UsageError, match=r"PORT.*'http'.*from 1 to 65535.*unset it"):
+        load(environ={"PORT": "http"})
+    assert load("http=unix:/run/x", environ={"PORT": "8080"}).http == "unix:/run/x"
 
 
 def test_an_empty_variable_is_an_unset_one() -> None:
@@ -143,8 +147,15 @@ def test_missing_repository_or_mountpoint_is_said() -> None:
         ("branch=-x", "check-ref-format"),
         ("branch=x.lock", "check-ref-format"),
         ("author=nobody", "Name <mail>"),
-        ("http=127.0.0.1:8080", "this version"),
-        ("http=unix:/run/x", "this version"),
+        ("http=8080", "ADDR:PORT.*unix:PATH"),
+        ("http=127.0.0.1:65536", "0 to 65535"),
+        ("http=127.0.0.1:", "0 to 65535"),
+        ("http=example.org:80", "address of this machine"),
+        ("http=::1:80", "address of this machine"),
+        ("http=[::1", "address of this machine"),
+        ("http=unix:", "unix:PATH"),
+        ("http=unix:/run/", "unix:PATH"),
+        ("http=unix:/" + "x" * 107, "at most 107 bytes"),
         ("remount", "a mount that is there already"),
         ("config=", "TOML file"),
         ("config=/does/not/exist.toml", "No such file"),
@@ -155,6 +166,35 @@ def test_bad_options_name_the_way_out(option: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         load(option)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "local"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080", True),
+        ("localhost:0", "127.0.0.1:0", True),
+        ("127.8.8.8:1", "127.8.8.8:1", True),
+        ("[::1]:443", "[::1]:443", True),
+        ("[0:0:0:0:0:0:0:1]:443", "[::1]:443", True),
+        ("0.0.0.0:8080", "0.0.0.0:8080", False),
+        ("[::]:8080", "[::]:8080", False),
+        ("192.0.2.7:8080", "192.0.2.7:8080", False),
+        ("[::ffff:127.0.0.1]:8080", "[::ffff:127.0.0.1]:8080", False),
+        ("unix:/run/caiafs/http", "unix:/run/caiafs/http", True),
+    ],
+)
+def test_http_addresses(given: str, kept: str, local: bool) -> None:
+    address = load(f"http={given}").http
+    assert address is not None
+    assert address.lower() in (kept, "[::ffff:7f00:1]:8080")
+    assert parse_http(address).is_local is local
+
+
+def test_paths_of_http_in_a_file_are_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('http = "unix:run/http"\nhttp_token_file = "token"\n')
+    config = load(file=str(file))
+    assert (config.http, config.http_token_file) == (f"unix:{tmp_path}/run/http", f"{tmp_path}/token")
 
 
 def test_misspelt_variable_is_refused_and_a_foreign_one_is_noted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from bisect import bisect_left
 from itertools import pairwise
 
@@ -320,3 +321,24 @@ def test_two_mounts_do_not_share_figures() -> None:
     one, two = Metrics(), Metrics()
     one.observe("memory", "get", 1)
     assert two.summary()["metrics_summary"]["total_operations"] == 0
+
+
+def test_a_snapshot_renders_to_the_same_bytes_in_another_process() -> None:
+    metrics = Metrics({"version": "1"})
+    for number in range(100):
+        metrics.observe("git", "get", 1000 * number, ok=number % 3 > 0)
+        metrics.request("read", 10_000 * number)
+    metrics.clear()
+    metrics.observe("git", "get", 5000)
+    metrics.observe("memory", "get", 7000, ok=False)
+    metrics.commit("success", 0.5)
+    metrics.fallback("memory", "git")
+    metrics.gauge_source("caiafs_memory_bytes", lambda: {"data": 5.0, "inodes": 6.0})
+    metrics.gauge_source("caiafs_health_state", lambda: "degraded")
+    metrics.gauge_source("caiafs_journal_bytes", lambda: 1 / 0)
+    other = Metrics.restored(pickle.loads(pickle.dumps(metrics.snapshot())))
+    assert other.exposition() == metrics.exposition()
+    assert other.openmetrics() == metrics.openmetrics()
+    assert other.summary() == metrics.summary()
+    metrics.request("read", 1)
+    assert other.exposition() != metrics.exposition()

@@ -1,0 +1,142 @@
+"""What the HTTP server knows of its mount: asked for when somebody wants it, and shared.
+
+An answer is never older than the request it is for: the daemon looks after the request came. But
+requests that come within SHARE seconds of the look before wait for the next one together. So the
+daemon tells each of its sources at most 1/SHARE times a second, whatever is asked of the
+server, and a request that comes alone does not wait at all.
+
+The daemon sends values; the text is made here, by the functions that make the files under `.stats`.
+Measured: the Prometheus text of a busy mount takes 8 ms to render, the values 0.1 ms to pickle,
+and 8 ms in the daemon's event loop are 8 ms in which no file is read or written.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+
+from caiafs.control.http.channel import Channel
+from caiafs.metrics import Metrics
+from caiafs.virtual import render_json
+
+SHARE = 0.05
+"""Seconds between two looks at one source."""
+PATIENCE = 5.0
+"""Seconds for which the daemon is waited for. One that does not answer by then is stuck."""
+
+
+class Unavailable(Exception):
+    """The daemon did not answer; the text says why, for the one who asked."""
+
+
+RENDERERS: Mapping[str, tuple[str, Callable[[Any], bytes]]] = {
+    "health.json": ("health", render_json),
+    "stats.json": ("stats", render_json),
+    "config.json": ("config", render_json),
+    "metrics.json": ("metrics", lambda snapshot: render_json(Metrics.restored(snapshot).summary())),
+    "caiafs.prom": ("metrics", lambda snapshot: Metrics.restored(snapshot).exposition()),
+    "openmetrics": ("metrics", lambda snapshot: Metrics.restored(snapshot).openmetrics()),
+}
+"""Every file: the source that the daemon is asked for, and what makes bytes of it."""
+
+
+class _Answer:
+    """What one question led to; waited for by all who share it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.body = b""
+        self.error: str | None = None
+        self.rendered: dict[str, bytes] = {}
+
+    def settle(self, body: bytes, error: str | None) -> None:
+        self.body, self.error = body, error
+        self.done.set()
+
+
+class Figures:
+    """The daemon's figures, over *channel*. `run` has to run, and `ended` is set when the daemon is gone."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._asked: dict[int, _Answer] = {}
+        self._upcoming: dict[str, _Answer] = {}
+        self._looking: dict[str, _Answer] = {}
+        self._asked_at: dict[str, float] = {}
+        self._number = 0
+        self._nursery: trio.Nursery | None = None
+        self.ended = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear what the daemon answers, until it is gone or this is cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                while (received := await self._channel.receive()) is not None:
+                    message, body = received
+                    answer = self._asked.pop(message.get("id", 0), None)
+                    if answer is not None:
+                        answer.settle(body, message.get("error"))
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self.ended.set()
+            for left in (*self._asked.values(), *self._upcoming.values()):
+                left.settle(b"", "the mount is ending")
+
+    async def get(self, name: str) -> bytes:
+        """The file *name* (one of RENDERERS) as it is now. Raises Unavailable."""
+        source, render = RENDERERS[name]
+        answer = self._upcoming.get(source)
+        if answer is None:
+            if self._nursery is None:
+                raise Unavailable("the mount is ending")
+            answer = self._upcoming[source] = _Answer()
+            self._nursery.start_soon(self._look, source, answer)
+        await self._wait(answer)
+        if name not in answer.rendered:
+            answer.rendered[name] = render(pickle.loads(answer.body))
+        return answer.rendered[name]
+
+    async def clear(self) -> None:
+        """What rm does with metrics.json. Raises Unavailable."""
+        if self._nursery is None:
+            raise Unavailable("the mount is ending")
+        answer = _Answer()
+        self._nursery.start_soon(self._ask, {"clear": "metrics"}, answer)
+        await self._wait(answer)
+
+    async def _look(self, source: str, answer: _Answer) -> None:
+        before = self._looking.get(source)
+        if before is not None:
+            await before.done.wait()  # a daemon that is stuck is asked once, not a thousand times
+        await trio.sleep_until(self._asked_at.get(source, -math.inf) + SHARE)
+        self._asked_at[source] = trio.current_time()
+        self._looking[source] = answer
+        del self._upcoming[source]  # from here on, who comes wants something newer
+        await self._ask({"get": source}, answer)
+
+    async def _ask(self, question: dict[str, Any], answer: _Answer) -> None:
+        self._number += 1
+        number = self._number
+        self._asked[number] = answer
+        try:
+            await self._channel.send({"id": number, **question})
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._asked.pop(number, None)
+            answer.settle(b"", "the mount is ending")
+
+    async def _wait(self, answer: _Answer) -> None:
+        with trio.move_on_after(PATIENCE):
+            await answer.done.wait()
+        if not answer.done.is_set():
+            raise Unavailable(
+                f"the mount did not answer within {PATIENCE:g} s: its daemon is stuck or stopped"
+            )
+        if answer.error is not None:
+            raise Unavailable(answer.error)

@@ -1,0 +1,138 @@
+"""The HTTP server's process: started by process.py, spoken to over its standard input and output.
+
+It ends when the daemon closes that, or dies. It holds the listening socket, the token and a reader
+of the repository; of the mount it knows what the daemon tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from functools import partial
+from typing import Any, cast
+
+import trio
+
+from caiafs.config import parse_http
+from caiafs.control.http.channel import Channel
+from caiafs.control.http.figures import Figures
+from caiafs.errors import CaiafsError
+
+NICE = 10
+MAX_DESCRIPTORS = 512
+"""Connections beyond these wait in the kernel's queue until others end."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve for the daemon that started this process, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the daemon decides when its server stops
+    daemon = int(sys.argv[1])
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != daemon:
+        return
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fewer = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, fewer), hard))
+    pipe = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    trio.run(serve, socket.socket(fileno=pipe))
+
+
+async def serve(pipe: socket.socket) -> None:
+    """Serve until the daemon at the other end of *pipe* is gone."""
+    channel = Channel(trio.SocketStream(trio.socket.from_stdlib_socket(pipe)))
+    try:
+        received = await channel.receive()
+        if received is None:
+            return
+        start, _ = received
+        try:
+            await _serve(channel, start)
+        except (CaiafsError, ImportError) as error:
+            what = f"a library is missing ({error})" if isinstance(error, ImportError) else str(error)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await channel.send({"failed": what})
+    finally:
+        await channel.aclose()
+
+
+async def _serve(channel: Channel, start: dict[str, Any]) -> None:
+    import hypercorn.config
+    import hypercorn.trio
+
+    from caiafs.control.http.app import make_app
+    from caiafs.history import History
+
+    lines = _LinesToDaemon(start["level"])
+    settings = hypercorn.config.Config()
+    settings.bind = [f"fd://{os.dup(start['listening'])}"]
+    settings.errorlog = logging.getLogger("hypercorn")
+    settings.include_server_header = False
+    settings.graceful_timeout = 1.0
+    settings.keep_alive_timeout = 15
+    settings.read_timeout = 15
+    figures = Figures(channel)
+    history = History(start["git_dir"], os.fsencode(start["ref"]))
+    app = make_app(figures, history, parse_http(start["address"]), start["token"], start["version"])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lines.carry, channel)
+        await nursery.start(figures.run)
+        await nursery.start(
+            partial(
+                hypercorn.trio.serve,
+                cast(Any, app),
+                settings,
+                mode="asgi",
+                shutdown_trigger=figures.ended.wait,
+            )
+        )
+        await channel.send({"ready": True})
+        await figures.ended.wait()
+        lines.end()
+
+
+class _LinesToDaemon(logging.Handler):
+    """What is logged here goes to the daemon's log, as long as the daemon listens."""
+
+    def __init__(self, level: str) -> None:
+        super().__init__(max(logging.INFO, logging.getLevelNamesMapping()[level.upper()]))
+        self._send, self._waiting = trio.open_memory_channel[dict[str, Any]](100)
+        self._lost = 0
+        self.addFilter(lambda record: not (record.name == "hypercorn" and record.levelno <= logging.INFO))
+        logging.getLogger().setLevel(self.level)
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send.send_nowait({"log": [record.levelno, self.format(record)]})
+        except trio.WouldBlock:
+            self._lost += 1
+        except trio.BrokenResourceError:
+            pass  # the daemon is gone, and this process ends
+
+    async def carry(self, channel: Channel) -> None:
+        async with self._waiting:
+            async for message in self._waiting:
+                lost, self._lost = self._lost, 0
+                try:
+                    await channel.send(message)
+                    if lost:
+                        await channel.send(
+                            {"log": [logging.WARNING, f"{lost} lines of the HTTP server are lost"]}
+                        )
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return
+
+    def end(self) -> None:
+        self._send.close()
