@@ -1,7 +1,8 @@
 """The process that does the work, one order at a time; started and, when it hangs, killed by the session.
 
 An order is a line of JSON on standard input: {"work": "files:create", "room": DIR, "arguments": {…},
-"stats": FILE or null}. The answer is one on standard output: {"figures": {…}} or {"error": "…"}.
+"stats": FILE or null,
+"pid": the peer's daemon or null}. The answer is one on standard output: {"figures": {…}} or {"error": "…"}.
 
 The same process works for every peer, so that whatever it costs itself is the same for all.
 """
@@ -30,7 +31,7 @@ def work(name: str) -> Callable[..., dict[str, Any]]:
 def obey(order: dict[str, Any]) -> dict[str, Any]:
     """Carry out one order. Whatever goes wrong is an answer, too."""
     try:
-        meter = Meter(order.get("stats"))
+        meter = Meter(order.get("stats"), order.get("pid"), order.get("profiled", False))
         room = os.fsencode(order["room"])
         os.makedirs(room, exist_ok=True)
         gc.collect()

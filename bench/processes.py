@@ -43,6 +43,17 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / TICKS
 
 
+def ran_ns(pid: int) -> int:
+    """Nanoseconds that the threads of *pid*, those that still exist, have been on a processor."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[0])
+        except OSError:
+            continue
+    return total
+
+
 def written_bytes(pids: Iterable[int]) -> int:
     """Bytes that these have caused to be written to disk."""
     return sum(_field(Path(f"/proc/{pid}/io"), "write_bytes") for pid in pids)

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import machine, peers, processes
+from . import machine, peers, processes, profiles
 from .cases import Case
+from .goals import GOALS
 from .peers.base import environment, kill, mounts_below, unmount
 from .results import Results
 
@@ -30,6 +31,10 @@ PATIENCE = 3
 
 REMOVALS = 60.0
 """Seconds that are waited for the removal of an earlier run's files."""
+
+
+PROFILING = 60.0
+"""Seconds for profiles beyond the time for rounds."""
 
 
 class Hung(Exception):
@@ -108,15 +113,25 @@ class Session:
         # Directories below spread over the disk, so that one peer's inodes are not searched for by another.
         subprocess.run(["chattr", "+T", self.disk], capture_output=True)
         self._results.machine = machine.describe(self.disk, self.memory)
+        if (load := self._results.machine["load_before"]) > 1.0:
+            self._results.note(
+                f"The machine was busy with other things (load {load}): ratios hold better than times, and "
+                "what needs several processes at once looks worse than it is."
+            )
 
-    def run(self) -> None:
-        """All rounds, or as many as the time allows; what there is, is in the results."""
+    def run(self, profiled: bool = False) -> None:
+        """All rounds, or as many as the time allows; what there is, is in the results.
+
+        With *profiled*, what missed its goal is looked at once more, with a profiler.
+        """
         try:
             self._wait_for_removals()
             self._install()
             most = max(self._rounds_of(case) for case in self._cases)
             for number in range(most):
                 self._round(number)
+            if profiled:
+                self._profile()
         except KeyboardInterrupt:
             self._results.note("Interrupted: later rounds are missing.")
         finally:
@@ -133,6 +148,22 @@ class Session:
         self._results.machine["load_after"] = round(os.getloadavg()[0], 2)
 
     # ---- rounds
+
+    def _profile(self) -> None:
+        for case in self._cases:
+            missed = any(found.ours[0] == case.key for goal in GOALS for found in goal.missed(self._results))
+            if not missed or case.group != "files":
+                continue
+            if time.monotonic() > self._ends + PROFILING:
+                self._results.note("There was no time left for all profiles.")
+                return
+            try:
+                self._results.profiles[case.key] = profiles.take(case, self.disk, self._driver.ask)
+            except (Hung, peers.Unavailable, OSError, ValueError) as error:
+                self._driver.kill()
+                self._say(f"{case.key} could not be profiled: {error}")
+            else:
+                self._say(f"profiled {case.key}: {self._results.profiles[case.key][0]}")
 
     def _rounds_of(self, case: Case) -> int:
         return self._rounds or case.rounds[0 if self._quick else 1]
@@ -183,6 +214,7 @@ class Session:
             "work": case.work, "room": os.fspath(top / f"{case.key}{self._number}"),
             "arguments": {**arguments, **self._extra_arguments(case, key)},
             "stats": os.fspath(peer.stats) if peer is not None and peer.stats is not None else None,
+            "pid": peer.process.pid if peer is not None and peer.process is not None else None,
         }  # fmt: skip
         limit = min(case.limit, max(5.0, self._ends + 30 - time.monotonic()))
         try:

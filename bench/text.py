@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cases import BY_KEY, unit
+from .goals import GOALS
 from .results import Results
 
 
@@ -33,10 +34,29 @@ def table(results: Results) -> str:
                 if found is not None:
                     ratio = f"{ours / found['median']:8.2f} x" if ours and found["median"] else ""
                     span = f"{short(found['low'])} to {short(found['high'])}"
-                    lines.append(f"  {label(peer):22} {short(found['median']):>10}   {span:>20}   {ratio}")
+                    spent = results.value(key, peer, "daemon_us") if metric == case.metric else None
+                    cpu = f"   daemon's processor time {short(spent)} us" if spent is not None else ""
+                    lines.append(
+                        f"  {label(peer):22} {short(found['median']):>10}   {span:>20}   {ratio:10}{cpu}"
+                    )
         if key in results.requests:
             counted = ", ".join(f"{name} {count:g}" for name, count in results.requests[key].items())
             lines.append(f"  requests: {counted or 'none'}")
         for peer, why in results.failures.get(key, {}).items():
             lines.append(f"  {label(peer):22} failed: {why}")
+    return "\n".join(lines)
+
+
+def goals(results: Results) -> str:
+    """Every goal with its ratios and what became of it."""
+    lines = ["\nGoals"]
+    for goal in GOALS:
+        found = [
+            f"{comparison.name} {ratio:.3g}"
+            for comparison in goal.comparisons
+            if (ratio := comparison.ratio(results)) is not None
+        ]
+        lines.append(
+            f"  {goal.verdict(results):18} {goal.work or '  same'}, {goal.bound}: {', '.join(found)}"
+        )
     return "\n".join(lines)

@@ -35,13 +35,11 @@ class Caiafs(Peer):
     def start(self) -> None:
         super().start()
         options = [*self.options, *([] if self.repository.exists() else ["init"])]
-        python = [sys.executable]
-        if self.profile is not None:
-            python += ["-m", "cProfile", "-o", os.fspath(self.profile)]
+        start = ["caiafs"] if self.profile is None else ["bench.profiled", os.fspath(self.profile)]
         words: Words = [
-            *python,
+            sys.executable,
             "-m",
-            "caiafs",
+            *start,
             "mount",
             "-f",
             "-o",
