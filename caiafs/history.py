@@ -85,7 +85,10 @@ class History:
 
     def _single(self, change: Change) -> Iterator[tuple[tuple[bytes, ...], str]]:
         """The files of one change; a directory that came or went is all that is in it."""
-        path, old, new = change
+        path, old, new, unfit = change
+        if unfit:  # names in the directory *path* that no directory can show
+            yield path, "changed"
+            return
         if old is not None and new is not None and DIRECTORY not in (old.mode, new.mode):
             yield path, "changed"
             return
