@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: demo test check lint format setup share bench bench-quick
+.PHONY: demo test check lint format setup share deb package-test bench bench-quick
 
 demo:
 	@sh .ci/demo
@@ -21,9 +21,17 @@ lint:
 share: setup
 	.venv/bin/python -m caiafs config example >systemd/caiafs.toml.example
 
+# A Debian package in dist/, for the Debian that this runs on.
+deb: setup
+	/usr/bin/python3 -m tools.deb dist
+
+# What is shipped, installed and used on a bare Debian in namespaces: as root, with debootstrap; 10 minutes.
+package-test: setup
+	.venv/bin/python -m pytest tests/packaging -m slow
+
 format: setup
-	.venv/bin/ruff format caiafs tests bench
-	.venv/bin/ruff check --fix caiafs tests bench
+	.venv/bin/ruff format caiafs tests bench tools setup.py
+	.venv/bin/ruff check --fix caiafs tests bench tools setup.py
 
 # caiafs and its peers at the same work (docs/performance.md). BENCH_ARGS chooses, for example
 # make bench BENCH_ARGS='--cases create,unlink --peers caiafs,bindfs --rounds 3'; --help has the rest.

@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: manual pages, completions and documents are made while building.
 
-They are made from docs/ and the parser (tools/share.py), and a wheel installs them below the prefix, where man
-and the shells look: share/man, share/bash-completion and so on.
+They are made from docs/ and the parser (tools/share.py), and a wheel installs them below the prefix,
+where man and the shells look: share/man, share/bash-completion and so on.
 """
 
 import os

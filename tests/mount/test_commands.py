@@ -194,7 +194,8 @@ def test_commit_prints_the_id(mount: Mount) -> None:
     assert caiafs("commit", mount.path).stdout == done.stdout, "the commit that holds everything, new or not"
 
 
-def test_sync_and_status(mount: Mount) -> None:
+def test_sync_and_status(mounts: Mounts) -> None:
+    mount = mounts("commit_quiet=1h,commit_interval=1h")  # nothing is committed but by asking
     (mount.path / "a").write_text("one\n")
     caiafs("sync", mount.path)
     status = json.loads(caiafs("status", "--json", mount.path).stdout)

@@ -190,6 +190,10 @@ class FreshMachine:
         else:
             shutil.copy(here, target)
 
+    def get(self, there: str, here: Path) -> None:
+        """Copy a folder of the guest out of it."""
+        shutil.copytree(f"/proc/{self._inside}/root{there}", here, symlinks=True)
+
     def files(self) -> set[str]:
         """Every path that exists in the guest's own filesystem, without what is mounted over it."""
         text = self.run("find / -xdev -path /var/cache/apt/archives -prune -o -print").stdout
@@ -220,9 +224,9 @@ def copy_of_the_source(target: Path) -> Path:
     """What `git clone` of this very tree would give, with changes that are not committed yet."""
     listed = _run("git", "-C", SOURCE, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in listed.split("\0"):
-        if name and (SOURCE / name).exists():
+        if name and os.path.lexists(SOURCE / name):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(SOURCE / name, target / name)
+            shutil.copy2(SOURCE / name, target / name, follow_symlinks=False)
     return target
 
 
