@@ -36,8 +36,8 @@ def files() -> dict[str, str]:
     tree = {f"man/{name}": text for name, text in pages(moment()).items()}
     tree |= {place: completion(shell) for shell, place in COMPLETIONS.items()}
     tree["doc/caiafs/examples/caiafs.toml"] = example()
-    for page in ("README.md", "CHANGELOG.md", "LICENSE"):
-        tree[f"doc/caiafs/{page}"] = (ROOT / page).read_text()
+    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
+        tree[f"doc/caiafs/{name}"] = (ROOT / name).read_text()
     for page in sorted((ROOT / "docs").rglob("*.md")):
         tree[f"doc/caiafs/{page.relative_to(ROOT)}"] = page.read_text()
     return tree
