@@ -26,6 +26,14 @@ class FSError(CaiafsError):
         self.errno = code
 
 
+class Broken(BaseException):
+    """A bug struck between the journal and the tree: what memory shows may not be what is kept.
+
+    The daemon ends at once, without a commit; the next one recovers from the journal. Not an
+    Exception, so that nobody turns it into an answer and goes on.
+    """
+
+
 class UsageError(CaiafsError):
     """Command line words, options or settings that cannot be meant."""
 

@@ -218,7 +218,7 @@ class Committer:
 
         Not cancelled half-way: what was frozen is settled or kept for the next try.
         """
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self._fs.unbroken():
             await self._commit_shielded(message)
         if self.commits % TIDY_EVERY == 0 and not self.stopping:
             await self._tidy()
@@ -237,9 +237,11 @@ class Committer:
             self._in_flight = await self._freeze(message)
         batch, order = self._in_flight
         try:
+            fs.refuse_broken()
             for part in _parts(batch):
                 await self._worker.tell("directories", part)
             done: Done = await self._worker.ask("commit", order)
+            fs.refuse_broken()
         except StoreError:
             seconds = trio.current_time() - started
             self._metrics.commit("failure", seconds)

@@ -6,14 +6,15 @@ journal and `apply` nothing waits. Before it, a writer may have to wait for room
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
-from ..errors import FSError, JournalError
+from ..errors import Broken, CaiafsError, FSError, JournalError
 from ..records import Committed, Name, Record
 from ..tree import Batch, File, Node, Settled
 from .directories import Directories
@@ -38,6 +39,8 @@ class Recording(Directories):
         self.pending = 0
         self.closed = False
         """Callers may change nothing (remounted read-only); what arrives from outside is still taken in."""
+        self.broken = False
+        """An error struck where journal and tree may differ since: nothing is committed any more."""
 
     @staticmethod
     def now() -> int:
@@ -62,14 +65,42 @@ class Recording(Directories):
         except JournalError as error:
             self.metrics.observe("journal", "append", time.perf_counter_ns() - started, ok=False)
             raise FSError(error.errno, str(error)) from error
-        kept = time.perf_counter_ns()
-        for node in anchored:
-            node.anchor = where
-        for record, position in zip(batch, positions, strict=True):
-            self.tree.apply(record, position)
+        except BaseException as error:
+            if self.journal.is_writing or self.journal.end != where:
+                self._break(error)
+            raise
+        try:
+            kept = time.perf_counter_ns()
+            for node in anchored:
+                node.anchor = where
+            for record, position in zip(batch, positions, strict=True):
+                self.tree.apply(record, position)
+        except BaseException as error:
+            self._break(error)
         self.metrics.observe("journal", "append", kept - started)
         self.metrics.observe("memory", "store", time.perf_counter_ns() - kept)
         self._note_change()
+
+    def _break(self, error: BaseException) -> NoReturn:
+        """Stop here: the journal may have what the tree has not, or half of it."""
+        self.broken = True
+        raise Broken("a change was kept and not made; the next mount makes it from the journal") from error
+
+    def refuse_broken(self) -> None:
+        """Raises Broken if something else here broke meanwhile."""
+        if self.broken:
+            raise Broken("ended by an error elsewhere")
+
+    @contextlib.contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """What is inside takes from the tree, or gives to it, in several steps. Known errors leave it as
+        it was; any other ends the daemon."""
+        try:
+            yield
+        except (CaiafsError, Broken):
+            raise
+        except BaseException as error:
+            self._break(error)
 
     def _anchor(self, node: Node, names: list[Record], anchored: list[Node]) -> None:
         """Recovery begins at the last freeze at the latest: tell it where *node* is, once since then."""

@@ -87,6 +87,7 @@ class Journal:
         self.durable = 0
         self.set_aside: list[str] = []
         self.failure: OSError | None = None
+        self.is_writing = False  # still true after an error: nobody knows what of the records is kept
         self.appended = 0
         try:
             self._find_segments()
@@ -195,12 +196,14 @@ class Journal:
             for piece in frame:
                 size += len(piece)
             buffers += frame
+        self.is_writing = True
         try:
             segment = self._open
             if segment is None or segment.end - segment.start >= self._segment_size:
                 segment = self._begin_segment()
             self._write(segment, buffers, size)
         except OSError as error:
+            self.is_writing = False
             raise self._failed(error) from error
         self.failure = None
         self.appended += len(batch)
@@ -208,6 +211,7 @@ class Journal:
         begin = segment.end
         segment.end += size
         self._end = self._tail = segment.end
+        self.is_writing = False
         return [begin + place for place in places]
 
     def _write(self, segment: Segment, buffers: list[bytes], size: int) -> None:

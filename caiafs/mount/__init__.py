@@ -100,8 +100,13 @@ def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
                 with _or_no_mount(), patience(notifier, mount.progress):
                     mount.attach()
                 trio.run(mount.serve, ready)
-            except BaseExceptionGroup as group:
-                raise _cause(group) from group
+            except BaseException as error:
+                if isinstance(error, BaseExceptionGroup) and not mount.fs.broken:
+                    raise _cause(error) from error
+                elif not mount.fs.broken:
+                    raise
+                log.critical("internal error: ended without a commit; the next mount recovers", exc_info=True)
+                mount.exit_code = 1
             finally:
                 mount.close()
             return mount.exit_code
@@ -485,6 +490,8 @@ class Mount:
         """The mount is gone: what the journal still holds goes into git, if git takes it."""
         self.committer.stopping = True
         if self.born_read_only:
+            return
+        if self.fs.broken:
             return
         try:
             await self.committer.drain()
