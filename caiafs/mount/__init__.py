@@ -103,7 +103,7 @@ def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
             except BaseException as error:
                 if isinstance(error, BaseExceptionGroup) and not mount.fs.broken:
                     raise _cause(error) from error
-                elif not mount.fs.broken:
+                if not mount.fs.broken:
                     raise
                 log.critical("internal error: ended without a commit; the next mount recovers", exc_info=True)
                 mount.exit_code = 1

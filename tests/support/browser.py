@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -22,6 +23,15 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--disable-extensions", "--mute-audio", "--remote-debugging-pipe",
 )  # fmt: skip
+
+# The pipe's ends are 3 and 4, by the protocol's definition; a shell knows no numbers beyond 9.
+_MOVE = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for number, end in zip((3, 4), ends):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def need_chromium() -> str:
@@ -42,8 +52,7 @@ class Browser:
         to_read, self._out = os.pipe()
         self._in, to_write = os.pipe()
         self._process = subprocess.Popen(
-            # The pipe's ends are 3 and 4, by the protocol's definition.
-            ["/bin/sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", need_chromium(), *_FLAGS,
+            [sys.executable, "-c", _MOVE, str(to_read), str(to_write), need_chromium(), *_FLAGS,
              f"--user-data-dir={self._profile}", "about:blank"],
             pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
@@ -56,6 +65,13 @@ class Browser:
         self._events: deque[dict[str, Any]] = deque()
         self.problems: list[str] = []
         self.asked: list[str] = []
+        try:
+            self._attach(width, height, dark, scripts)
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self, width: int, height: int, dark: bool, scripts: bool) -> None:
         target = next(
             each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"
         )
@@ -78,6 +94,10 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the browser and takes its profile away."""
         self._process.kill()
         self._process.wait()
         os.close(self._in)
