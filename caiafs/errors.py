@@ -87,6 +87,12 @@ class RefLocked(StoreError):
     errno = errno.EAGAIN
 
 
+class StoreTooSlow(StoreError):
+    """Git did not answer within the time that a call may wait."""
+
+    errno = errno.ETIMEDOUT
+
+
 class RepositoryMissing(StoreError):
     """There is no git repository at the path; `-o init` creates a bare one."""
 

@@ -46,6 +46,8 @@ def _change(
     """A request that changes something: answered when the change is kept as the primary tier says."""
 
     async def changing(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._fs.is_returning:
+            await self._fs.turn()
         result = await function(self, *args, **kwargs)
         await self._fs.acknowledged()
         return result
@@ -344,6 +346,12 @@ class Operations(pyfuse3.Operations):
             return FileInfo(fh=handle, direct_io=True, keep_cache=False)
         before = self._fs.node(inode).mode
         node = self._fs.open(inode, flags, may_keep_set_id=ctx.uid == 0)
+        if flags & os.O_TRUNC:
+            try:
+                await self._fs.acknowledged()
+            except FSError:
+                self._fs.release(node, flags)
+                raise
         if node.mode != before:
             # O_TRUNC took set-id bits; the kernel, which expects a SETATTR for that, must ask again.
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
@@ -372,6 +380,8 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         node = handle.node
         assert isinstance(node, File)
+        if self._fs.is_returning:
+            await self._fs.turn()
         if node.mode & (stat.S_ISUID | stat.S_ISGID) and not handle.privileged:
             # FUSE_HANDLE_KILLPRIV_V2: the kernel leaves this to us, and keeps the mode that it knew.
             self._fs.drop_set_id(node)

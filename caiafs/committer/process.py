@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -16,16 +17,13 @@ from typing import Any
 import trio
 
 from ..errors import StoreError
+from ..policy import Policy
 from .worker import Place
 
 log = logging.getLogger(__name__)
 
 FRAME = struct.Struct("<I")
 _START = "from caiafs.committer.worker import main; main()"
-SILENCE = 60.0
-"""Seconds without a sign of life after which a working worker is taken for hung."""
-RESTART_PAUSE = 0.5
-"""Seconds before a worker that ended is started again."""
 
 
 class WorkerGone(StoreError):
@@ -33,24 +31,34 @@ class WorkerGone(StoreError):
 
 
 class Refused(StoreError):
-    """The worker could not do what it was asked; *locked*: another process holds a ref's lock."""
+    """The worker could not do what it was asked. *locked*: another process holds a ref's lock.
 
-    def __init__(self, message: str, locked: bool) -> None:
+    *untouched*: a commit that failed had not begun to move refs, so git shows nothing of it.
+    """
+
+    def __init__(self, message: str, locked: bool, code: int = errno.EIO, untouched: bool = False) -> None:
         super().__init__(message)
         self.locked = locked
+        self.errno = code
+        self.untouched = untouched
 
 
 class WorkerProcess:
     """At most one worker at a time, started when it is first needed.
 
     *on_tip* is called when the worker saw the branch move. *inherit* are descriptors that
-    the worker keeps open: the branch's lock is held until it has ended too.
+    the worker keeps open: the branch's lock is held until it has ended too. *on_silence* is
+    called with the seconds for which a working worker said nothing, beyond `operation_timeout`.
     """
 
     def __init__(
-        self, place: Place, on_tip: Callable[[bytes | None], None], inherit: tuple[int, ...]
-    ) -> None:
+        self, place: Place, on_tip: Callable[[bytes | None], None], inherit: tuple[int, ...],
+        policy: Policy | None = None, on_silence: Callable[[float], None] = lambda seconds: None,
+    ) -> None:  # fmt: skip
         self._place = place
+        self.policy = policy or Policy()
+        self._on_silence = on_silence
+        self._ending: list[subprocess.Popen[bytes]] = []
         self._on_tip = on_tip
         self._inherit = inherit
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,7 +89,7 @@ class WorkerProcess:
                         log.warning("%s", error)
                     else:
                         await self._ended.wait()
-                    await trio.sleep(RESTART_PAUSE)
+                    await trio.sleep(self.policy.worker_restart)
         finally:
             self.stop()
             self._nursery = None
@@ -92,7 +100,7 @@ class WorkerProcess:
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         assert self._stream is not None
         try:
-            with trio.fail_after(SILENCE):
+            with trio.fail_after(self.policy.worker_timeout):
                 await self._stream.send_all(FRAME.pack(len(data)) + data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
             self.stop()
@@ -119,16 +127,24 @@ class WorkerProcess:
     async def _answer(self) -> Any:
         inbox = self._inbox
         assert inbox is not None
+        silent = 0.0
+        longest = self.policy.worker_timeout
         while True:
-            with trio.move_on_after(SILENCE) as scope:
+            patience = min(self.policy.operation_timeout, longest - silent)
+            with trio.move_on_after(patience) as scope:
                 try:
                     kind, *rest = await inbox.receive()
                 except trio.EndOfChannel:
                     self.stop()
                     raise WorkerGone("the commit worker ended") from None
             if scope.cancelled_caught:
-                self.stop()
-                raise WorkerGone(f"the commit worker gave no sign of life for {SILENCE:g} s")
+                silent += patience
+                if silent >= longest:
+                    self.stop()
+                    raise WorkerGone(f"the commit worker gave no sign of life for {longest:g} s")
+                self._on_silence(silent)
+                continue
+            silent = 0.0
             if kind == "done":
                 return rest[0]
             if kind == "failed":
@@ -140,6 +156,8 @@ class WorkerProcess:
         self.stop()
         if self._nursery is None:
             raise WorkerGone("the commit worker was stopped")
+        if self.is_ending:
+            raise WorkerGone("a commit worker that was killed hangs in the kernel, waiting for the disk")
         # Not trio.open_process: it forks in a thread, and the worker is to die with this process,
         # not with that thread.
         ours, theirs = socket.socketpair()
@@ -197,7 +215,16 @@ class WorkerProcess:
             stream.socket.close()
         if process is not None:
             process.kill()
-            process.wait()
+            try:
+                process.wait(self.policy.worker_ending)
+            except subprocess.TimeoutExpired:  # it waits for a disk, and nothing interrupts that
+                self._ending.append(process)
+
+    @property
+    def is_ending(self) -> bool:
+        """True while a killed worker may still write."""
+        self._ending = [process for process in self._ending if process.poll() is None]
+        return bool(self._ending)
 
 
 @contextlib.contextmanager

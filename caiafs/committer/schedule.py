@@ -6,13 +6,14 @@ who takes in what arrives on the branch from outside.
 
 A batch that failed is tried again, the same batch, with growing pauses, until it is in
 git: later changes wait in the journal for the next one. Nothing is dropped on an error.
+Only where callers wait for a batch, since no journal keeps it, it is given up when git refuses
+it or takes too long: what it came to is found out first, then its changes are undone.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
@@ -20,21 +21,20 @@ from typing import NamedTuple
 import trio
 
 from ..config import Config
-from ..errors import CaiafsError, FSError, JournalError, StoreError
+from ..errors import CaiafsError, FSError, JournalError, StoreError, StoreTooSlow
 from ..filesystem import Filesystem
 from ..filesystem.adopt import Adoption
 from ..metrics import Metrics
+from ..policy import Policy
 from ..records import NO_OID, Committed
 from ..tree import Batch, DirectoryState, Settled
 from .process import Refused, WorkerProcess
-from .worker import Done, Order
+from .worker import Done, Order, SideSeen
 
 log = logging.getLogger(__name__)
 
 CHUNK = 200
 """Entries captured, sent or settled before other tasks get their turn: well under a millisecond."""
-FIRST_PAUSE, LAST_PAUSE = 0.2, 30.0
-"""Seconds between tries of a failing commit, doubling from the first to the last, with jitter."""
 TIDY_EVERY = 20
 """After so many commits the worker looks whether packs should be brought together."""
 
@@ -66,6 +66,7 @@ class Committer:
         self._busy = trio.Lock()
         self._in_flight: tuple[Batch, Order] | None = None
         self._in_flight_since: float | None = None
+        self._in_doubt = False
         self.head: bytes | None = None
         self.side: bytes | None = None
         self.landed: bytes | None = None
@@ -74,8 +75,8 @@ class Committer:
         self._notes: list[str] = []
         self._merge = False
         self.commits = 0
-        self.failures = 0
-        self.trouble: str | None = None
+        self.health = fs.health.git
+        self._round: _Round | None = None
         self.last_commit_at: float | None = None
         self.last_subject = ""
         self.stopping = False
@@ -109,6 +110,15 @@ class Committer:
         return self._fs.first_change if self._in_flight is None else self._in_flight_since
 
     @property
+    def _policy(self) -> Policy:
+        return self._fs.health.policy
+
+    @property
+    def trouble(self) -> str | None:
+        """What git says while it does not work."""
+        return None if self.health.is_healthy else self.health.reason
+
+    @property
     def moved_outside(self) -> bool:
         """True if the branch is not where this mount left it."""
         return self.tip is not None and self.tip != self.landed
@@ -125,21 +135,59 @@ class Committer:
         attempt = 0
         while True:
             try:
+                await self._hand_over()
                 async with self._busy:
                     await self._take_in()
                     changes = self._fs.tree.changes + self._fs.pending
-                    if self._fs.is_dirty or self._in_flight is not None:
-                        await self._commit(message)
+                    await self._commit_all(message)
                     await self._take_in()
                     await self._restore_branch()
                     self._recovered()
                     return Outcome(self.head, changes)
             except CaiafsError as error:
                 attempt += 1
-                self._failed(error)
+                pause = self.failed(error)
                 if attempt >= tries:
                     raise StoreError(f"not committed, but safe in the journal: {error}") from error
-                await trio.sleep(self._pause(attempt, error))
+                await trio.sleep(pause)
+
+    async def _commit_all(self, message: str | None = None) -> None:
+        """The batch that failed before, if there is one, and what came since."""
+        if self._in_flight is not None:
+            await self._commit(None)
+        if self._fs.is_dirty:
+            await self._commit(message)
+
+    async def reach(self, position: int) -> None:
+        """Return once git has all before *position*, which callers wait for. Raises the error of the try
+        that failed; what nobody keeps was undone then.
+
+        Callers share a commit: those who come while one is made go with the next. May be cancelled: the
+        commit goes on.
+        """
+        fs = self._fs
+        while fs.committed < position and (fs.is_dirty or fs.pending):
+            turn = self._round
+            if turn is None:
+                turn = self._round = _Round()
+                trio.lowlevel.spawn_system_task(self._go_round, turn)
+            await turn.ended.wait()
+            if turn.error is not None:
+                raise turn.error
+
+    async def _go_round(self, turn: _Round) -> None:
+        try:
+            async with self._busy:
+                try:
+                    await self._commit_all()
+                    self._recovered()
+                except CaiafsError as error:
+                    turn.error = error
+                    self.failed(error)
+                    self._fs.take_back(error, self._in_flight[0].position if self._in_flight else 0)
+        finally:
+            self._round = None
+            turn.ended.set()
 
     async def drain(self) -> Outcome:
         """Commit until nothing is left, access times too: at the end of the mount."""
@@ -151,6 +199,7 @@ class Committer:
 
     async def reconcile(self) -> None:
         """Bring the tree and the branch together before the mount serves. Raises StoreError."""
+        await self._hand_over()
         async with self._busy:
             await self._take_in()
 
@@ -161,15 +210,22 @@ class Committer:
         while True:
             await self._something_to_do()
             try:
+                await self._hand_over()
                 async with self._busy:
                     await self._take_in()
                     if self._in_flight is not None or (self._fs.is_dirty and self._is_time()):
                         await self._commit(None)
                 self._recovered()
             except CaiafsError as error:
-                self._failed(error)
+                pause = self.failed(error)
                 await self._make_journal_safe()
-                await trio.sleep(self._pause(self.failures, error))
+                await trio.sleep(pause)
+
+    async def probe(self) -> None:
+        """Find out whether git works again, where nothing waits for it that would tell. Raises StoreError."""
+        async with self._busy:
+            await self._worker.ask("probe")
+            self._recovered()
 
     async def _something_to_do(self) -> None:
         """Return when the branch moved, or changes are old or quiet enough to be committed."""
@@ -233,20 +289,22 @@ class Committer:
         fs = self._fs
         started = trio.current_time()
         if self._in_flight is None:
+            await self._resolve()
             self._in_flight_since = fs.first_change
             self._in_flight = await self._freeze(message)
         batch, order = self._in_flight
         try:
             fs.refuse_broken()
-            for part in _parts(batch):
-                await self._worker.tell("directories", part)
-            done: Done = await self._worker.ask("commit", order)
+            done = await self._write(batch, order)
             fs.refuse_broken()
-        except StoreError:
+        except StoreError as error:
             seconds = trio.current_time() - started
             self._metrics.commit("failure", seconds)
             self._metrics.observe("git", "commit", int(seconds * 1e9), ok=False)
+            if fs.is_awaited(batch.position):
+                await self._decide(batch, error)
             raise
+        fs.kept_up_to(batch.position)
         for step, _ in enumerate(fs.settle(batch, Settled(done.contents, done.directories))):
             if step % CHUNK == 0:
                 await trio.lowlevel.checkpoint()
@@ -267,6 +325,66 @@ class Committer:
             self.last_subject = done.subject
             log.info("committed %s: %s", (done.commit or NO_OID).hex()[:12], done.subject)
 
+    async def _write(self, batch: Batch, order: Order) -> Done:
+        """The worker's answer. Where callers wait, it has `operation_timeout`, and another process' lock
+        on a ref is waited for as long; else it may take its time as long as it gives signs of life."""
+        awaited = self._fs.is_awaited(batch.position)
+        timeout = self._policy.operation_timeout if awaited else math.inf
+        deadline = trio.current_time() + timeout
+        attempt = 0
+        with trio.move_on_at(deadline):
+            while True:
+                try:
+                    for part in _parts(batch):
+                        await self._worker.tell("directories", part)
+                    done: Done = await self._worker.ask("commit", order)
+                    return done
+                except Refused as error:
+                    attempt += 1
+                    pause = self._policy.pause(attempt, self._policy.locked_ceiling)
+                    if not (awaited and error.locked) or trio.current_time() + pause >= deadline:
+                        raise
+                    await trio.sleep(pause)
+        raise StoreTooSlow(f"git did not take the changes within {timeout:g} s")
+
+    async def _decide(self, batch: Batch, error: StoreError) -> None:
+        """Git failed at a batch that callers wait for: either it is there all the same, or nothing of it
+        is to be seen. Where that cannot be told now, git is told again how things are."""
+        fs = self._fs
+        landed = False if isinstance(error, Refused) and error.untouched else await self._has_landed(batch)
+        if landed:
+            fs.kept_up_to(batch.position)
+            return
+        self._in_flight = None
+        self._in_doubt = landed is None
+        fs.thaw(batch, self._in_flight_since)
+        fs.take_back(error, unmark=landed is False)
+
+    async def _has_landed(self, batch: Batch) -> bool | None:
+        """Whether the side ref has *batch*; None if nobody can tell."""
+        with trio.move_on_after(self._policy.operation_timeout):
+            try:
+                seen: SideSeen | None = await self._worker.ask("side")
+            except StoreError:
+                return None
+            return seen is not None and self._is_ours(seen) and seen.position == batch.position
+        return None
+
+    def _is_ours(self, seen: SideSeen) -> bool:
+        return seen.journal == self._fs.journal.id
+
+    async def _resolve(self) -> None:
+        """Find out what became of a batch of which nothing was heard. Raises StoreError."""
+        if not self._in_doubt:
+            return
+        seen: SideSeen | None = await self._worker.ask("side")
+        self._in_doubt = False
+        if seen is not None and seen.oid != self.side and self._is_ours(seen):
+            self.head, self.side = seen.commit, seen.oid
+            self._fs.head = self.head
+            if self.tip == self.head:
+                self.landed = self.head
+
     async def _freeze(self, message: str | None) -> tuple[Batch, Order]:
         fs = self._fs
         batch = fs.freeze()
@@ -280,6 +398,7 @@ class Committer:
         return batch, Order(
             batch.position, batch.root, batch.next_ino, batch.links, parents, self.landed, self.side,
             self._identity, stamp, time.localtime(stamp).tm_gmtoff // 60, message, outside, self._notes,
+            fs.journal.volatile,
         )  # fmt: skip
 
     def _release(self, batch: Batch, done: Done) -> None:
@@ -297,32 +416,39 @@ class Committer:
         except FSError as error:
             log.warning("the journal could not be synced: %s", error)
 
-    def _failed(self, error: CaiafsError) -> None:
-        self.failures += 1
+    def failed(self, error: CaiafsError) -> float:
+        """Git does not work; returns the seconds until the next try."""
         self.troubled.set()
         if self.trouble != str(error):
             log.warning("commit failed, will be tried again: %s", error)
-        self.trouble = self._fs.git_trouble = str(error)
+        locked = isinstance(error, Refused) and error.locked
+        pause = self.health.trouble(
+            str(error), error.errno, ceiling=self._policy.locked_ceiling if locked else None
+        )
         self._fs.released.set()  # whoever waits for room must learn that there is none for now
         self._fs.released = trio.Event()
+        return pause
+
+    def silent(self, seconds: float) -> None:
+        """The worker works on something and has said nothing for *seconds*."""
+        self.health.slow(f"the commit worker has been silent for {seconds:g} s")
 
     def _recovered(self) -> None:
-        if self.trouble is not None:
+        if self.health.worked():
             log.info("git works again")
-        self.failures = 0
-        self.trouble = self._fs.git_trouble = None
-
-    @staticmethod
-    def _pause(attempt: int, error: CaiafsError) -> float:
-        ceiling = 1.0 if isinstance(error, Refused) and error.locked else LAST_PAUSE
-        return float(min(ceiling, FIRST_PAUSE * 2 ** min(attempt - 1, 16)) * random.uniform(0.5, 1.0))
 
     # ---- what comes from outside
 
+    async def _hand_over(self) -> None:
+        """What programs wrote and the kernel holds is ours too, before anything from outside is taken in.
+        Not while we are busy: the kernel may wait for changes that wait for a commit."""
+        if self.moved_outside:
+            await self._flush_kernel()
+
     async def _take_in(self) -> None:
         """Bring in what the branch got from elsewhere, until it and the tree agree."""
-        if self.moved_outside:
-            await self._flush_kernel()  # what programs wrote and the kernel holds is ours too
+        if self._in_doubt:
+            await self._resolve()
         while self.moved_outside:
             tip = self.tip
             assert tip is not None
@@ -386,6 +512,14 @@ class Committer:
         self.landed = tip
         if self._fs.is_dirty or unlanded:
             await self._commit(None)
+
+
+class _Round:
+    """One try to commit for those who wait, and how it ended."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.error: CaiafsError | None = None
 
 
 def _parts(batch: Batch) -> Iterator[list[DirectoryState]]:

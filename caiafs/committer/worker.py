@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import pickle
 import select
@@ -24,9 +25,10 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
-from ..errors import CaiafsError, RefLocked, StoreError
-from ..journal import Reader
-from ..records.side import side_message
+from ..errors import CaiafsError, ObjectCorrupt, RefLocked, StoreError
+from ..journal import Reader, Volatile
+from ..records import BadRecord
+from ..records.side import parse_side_message, side_message
 from ..store import Store, encode_commit
 from ..tree import DirectoryState, EntryState
 from .build import COMMIT, TREE, Builder
@@ -56,6 +58,7 @@ class Order(NamedTuple):
 
     *parents* of the new commit; *expected* is where the branch is believed to stand;
     *side_parent* the side ref's. *stamp* is the time of the commit in seconds, *zone* in minutes.
+    *volatile* is where the daemon has records that are on no disk.
     """
 
     position: int
@@ -71,6 +74,16 @@ class Order(NamedTuple):
     message: str | None
     outside: str | None
     notes: list[str]
+    volatile: tuple[Volatile, ...] = ()
+
+
+class SideSeen(NamedTuple):
+    """Where the side ref stands: what git has of which journal."""
+
+    oid: bytes
+    commit: bytes | None
+    journal: bytes
+    position: int
 
 
 class Done(NamedTuple):
@@ -96,6 +109,7 @@ class Worker:
         self._directories: dict[int, DirectoryState] = {}
         self._seen: tuple[Any, ...] | None = None
         self._tip: bytes | None = None
+        self._untouched = True
         (self._place,) = self._receive()
         self._store = Store.open(self._place.git_dir)
         self._tmp = os.path.join(self._store.git_dir, "caiafs", "tmp", self._place.branch.hex()[-40:])
@@ -120,14 +134,22 @@ class Worker:
                 answer = getattr(self, f"do_{name}")(*arguments)
             except (CaiafsError, OSError) as error:
                 self._directories = {}
-                self._send("failed", str(error), isinstance(error, RefLocked))
+                self._send("failed", *self.refusal(error))
             except Exception as error:  # a bug: it costs this try, and is told, not only a dead worker
                 self._directories = {}
                 self._send("log", traceback.format_exc())
-                self._send("failed", f"unexpected error in the commit worker: {error!r}", False)
+                problem = StoreError(f"unexpected error in the commit worker: {error!r}")
+                self._send("failed", *self.refusal(problem))
             else:
                 if name != "directories":
                     self._send("done", answer)
+
+    def refusal(self, error: CaiafsError | OSError) -> tuple[str, bool, int, bool]:
+        """What the daemon is told of an *error*: see process.Refused."""
+        text = str(error)
+        if isinstance(error, OSError):
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
+        return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched
 
     # ---- what can be asked
 
@@ -142,7 +164,8 @@ class Worker:
         """Objects, side ref, branch."""
         directories, self._directories = self._directories, {}
         store, place = self._store, self._place
-        reader = Reader(place.state_dir)
+        self._untouched = True
+        reader = Reader(place.state_dir, order.volatile)
         packer = store.pack_writer(self._tmp)
         try:
             builder = Builder(store, packer, reader.read, self._spool, self._alive)
@@ -195,6 +218,21 @@ class Worker:
         self._look(force=True)
         return landed
 
+    def do_side(self) -> SideSeen | None:
+        """Where the side ref stands; None if there is none. What a commit that ended unheard came to."""
+        oid = self._store.read_ref(self._place.side)
+        if oid is None:
+            return None
+        try:
+            return SideSeen(oid, *parse_side_message(self._store.commit(oid).message))
+        except BadRecord as error:
+            raise ObjectCorrupt(f"the metadata commit {oid.hex()} is damaged or foreign: {error}") from error
+
+    def do_probe(self) -> bool:
+        """Find out whether the repository can be read and takes new files and refs."""
+        self._store.probe(self._tmp, (self._place.branch, self._place.side))
+        return True
+
     def do_tidy(self) -> bool:
         """Bring many packs together."""
         return self._store.consolidate(self._tmp)
@@ -224,6 +262,7 @@ class Worker:
         current = store.read_ref(ref)
         if current == side:
             return
+        self._untouched = False
         if not store.swap_ref(ref, current, side, b"caiafs: metadata", order.identity):
             raise StoreError(f"{ref.decode(errors='replace')} moved while it was written")
 

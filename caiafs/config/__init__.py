@@ -74,6 +74,9 @@ class Config:
     primary: str = "memory"
     enable_fallback: bool = True
     operation_timeout: float = 5.0
+    retry_pause: float = 0.2
+    retry_ceiling: float = 30.0
+    worker_timeout: float = 60.0
     commit_quiet: float = 1.0
     commit_interval: float = 30.0
     memory: int = 256 * MIB
@@ -351,6 +354,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("primary", _choice("memory", "git"), "memory|git", "the tier that acknowledges a change"),
     Option("enable_fallback", _flag, "BOOL", "use the other tier while the primary one fails"),
     Option("operation_timeout", _seconds(0.01, 3600), "TIME", "how long one call may wait for a tier"),
+    Option(
+        "retry_pause", _seconds(0.001, 60), "TIME", "the first pause before a tier that failed is tried again"
+    ),
+    Option("retry_ceiling", _seconds(0.01, 3600), "TIME", "the longest pause between tries"),
+    Option(
+        "worker_timeout", _seconds(1, 3600), "TIME", "a commit worker that is silent for so long is replaced"
+    ),
     Option("commit_quiet", _seconds(0, 3600), "TIME", "commit after this long without a change"),
     Option("commit_interval", _seconds(0, 86400), "TIME", "commit at the latest this long after a change"),
     Option("memory", _size(MIB), "SIZE", "the memory budget for file contents and metadata"),

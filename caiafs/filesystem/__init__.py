@@ -14,11 +14,14 @@ Only the event loop's task calls in here. FSError carries the errno of a failed 
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..errors import FSError, JournalDamaged, JournalError
+import trio
+
+from ..errors import CaiafsError, FSError, JournalDamaged
 from ..records import Adopt, Committed, Create, Link, Name, Record, Remove, Rename, Write
 from ..tree import ROOT_INO, Directory, File, Node
 from . import acl
@@ -26,6 +29,8 @@ from .attributes import COMMIT_XATTR, STATE_XATTR, XATTR_LIST_MAX, XATTR_SIZE_MA
 from .directories import NODE_COST
 from .loader import HASHED_INO, Entry, SideState
 from .names import LINK_MAX, NAME_MAX, RENAME_NOREPLACE, Caller
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "COMMIT_XATTR",
@@ -47,7 +52,6 @@ class Filesystem(Attributes):
 
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)
-        self.write_through: Callable[[], Awaitable[None]] | None = None
         self.replayed = 0
 
     # ---- starting
@@ -213,28 +217,50 @@ class Filesystem(Attributes):
         if node.nlink == 0:
             # No one will look for it after a crash, but the journal is where memory evicts to.
             self._writable()
-            try:
-                position = self.journal.append(Write(0, offset, 0, data))
-            except JournalError as error:
-                raise FSError(error.errno, str(error)) from error
+            (position,), _ = self._append([Write(0, offset, 0, data)])
             self.tree.apply(Write(node.ino, offset, now, data), position)
         else:
             self._record(Write(node.ino, offset, now, data), node)
+            if self.unkept:
+                await self.kept()
         return len(data)
 
     # ---- acknowledging
 
     async def acknowledged(self) -> None:
-        """Return once the caller may be told that its change is kept: with primary=git when git has it."""
-        if self.write_through is not None:
-            await self.write_through()
+        """Return once the caller may be told that its change is kept. Raises FSError: it was undone."""
+        if self.unkept:
+            await self.kept()
+        elif self.config.primary == "git" and self.config.enable_fallback and (self.is_dirty or self.pending):
+            await self._prefer_git()
+
+    async def _prefer_git(self) -> None:
+        """With primary=git: wait for the commit, but no longer than a call may, and only while git works.
+        The change is in memory and in the journal: the tier to fall back to."""
+        if self.write_through is None:
+            return
+        target = self.journal.end
+        reason: object = self.health.git.reason
+        if self.health.git.is_healthy:
+            with trio.move_on_after(self.config.operation_timeout) as scope:
+                try:
+                    await self.write_through(target)
+                    return
+                except CaiafsError as error:
+                    reason = error
+            if scope.cancelled_caught:
+                reason = f"no answer within {self.config.operation_timeout:g} s"
+                self.health.git.slow(reason)
+        self.metrics.fallback("git", "memory")
+        log.info("acknowledged from the journal, since git did not take it: %s", reason)
 
     async def closing(self) -> None:
         """A file is being closed. With the memory tier in front nothing is left to do: every write
-        is in the journal already. ENOSYS says so, once, and the kernel does not ask again."""
-        if self.write_through is None:
+        is in the journal already, or in git where the journal did not take it. ENOSYS says so, once,
+        and the kernel does not ask again."""
+        if self.config.primary == "memory":
             raise FSError(errno.ENOSYS)
-        await self.write_through()
+        await self.acknowledged()
 
     # ---- the committer's side
 

@@ -185,9 +185,18 @@ class Attributes(Names):
         self._set_xattr(node, name, None)
 
     def durability(self, node: Node) -> str:
-        """Where the newest state of *node* is safe: "journal", "durable" (on disk) or "committed"."""
+        """Where the newest state of *node* is safe.
+
+        "memory": nowhere else, so it ends with the daemon: a file without a name, or a change that
+        is on its way into git past a journal that does not keep it. "journal": survives the daemon.
+        "durable": on disk. "committed": in git.
+        """
+        if node.nlink == 0:
+            return "memory"
         if self.tree.is_clean(node):
             return "committed"
+        if self.journal.is_volatile and node.modified >= self.journal.volatile[0].start:
+            return "memory"
         return "durable" if node.modified < self.journal.durable else "journal"
 
 

@@ -15,16 +15,18 @@ from typing import Any
 import trio
 
 from ..config import Config
-from ..errors import CaiafsError, FSError
+from ..errors import CaiafsError, FSError, ObjectCorrupt, ObjectMissing
 from ..journal import Journal
 from ..memory import MemoryTier
 from ..metrics import Metrics
+from ..policy import Health, Policy
 from ..tree import Directory, Node, Tree
 from .contents import BlobSource, Contents
 from .loader import Listing, Loader, Place
 
 log = logging.getLogger(__name__)
 
+ObjectDamaged = (ObjectCorrupt, ObjectMissing)
 NODE_COST = 700
 """Bytes that a loaded inode costs, its names and its place in the directory included (measured)."""
 
@@ -44,6 +46,7 @@ class Directories:
         self.memory = memory
         self.journal = journal
         self.metrics = metrics
+        self.health = Health(_policy(config), config.primary, config.enable_fallback)
         self._loader = loader
         self.contents = Contents(store, journal, memory, metrics, spool, self.ask)
         self._threads = trio.CapacityLimiter(4)
@@ -51,6 +54,11 @@ class Directories:
         self._loaded: dict[Directory, None] = {}
         self.unfit: dict[int, str] = {}
         self._swept_at = 0
+
+    def reconfigure(self, config: Config) -> None:
+        """Obey other settings while it serves; not every one may differ (see mount/reload.py)."""
+        self.config = config
+        self.health.obey(_policy(config), config.enable_fallback)
 
     def node(self, ino: int) -> Node:
         """The inode *ino*. Raises FSError(ESTALE) if there is none."""
@@ -81,11 +89,16 @@ class Directories:
                 return await trio.to_thread.run_sync(
                     partial(function, *arguments), abandon_on_cancel=True, limiter=self._threads
                 )
+            except ObjectDamaged as error:
+                self.health.git.note(str(error), str(error), partial(function, *arguments))
+                raise FSError(errno.EIO, str(error)) from error
             except CaiafsError as error:
                 raise FSError(errno.EIO, str(error)) from error
             except OSError as error:
                 raise FSError(error.errno or errno.EIO, str(error)) from error
-        raise FSError(errno.ETIMEDOUT, f"git did not answer within {timeout:g} s")
+        slow = f"git did not answer within {timeout:g} s"
+        self.health.git.slow(slow)
+        raise FSError(errno.ETIMEDOUT, slow)
 
     async def children(self, directory: Directory) -> dict[bytes, Node]:
         """The entries of *directory*, loaded if they were not."""
@@ -145,11 +158,12 @@ class Directories:
     def _account(self) -> None:
         """Tell the memory tier what the inodes cost; unload directories that nobody uses when it is much."""
         count = len(self.tree.nodes)
-        self.memory.reserve(count * NODE_COST)
+        beside = self.journal.volatile_bytes
+        self.memory.reserve(count * NODE_COST + beside)
         if count * NODE_COST > self.memory.limit // 2 and count > self._swept_at * 1.1:
             self._sweep(self.memory.limit // 2 // NODE_COST)
             self._swept_at = len(self.tree.nodes)
-            self.memory.reserve(self._swept_at * NODE_COST)
+            self.memory.reserve(self._swept_at * NODE_COST + beside)
 
     def _sweep(self, goal: int) -> None:
         """Unload directories, the longest loaded first, until at most *goal* inodes are left."""
@@ -169,6 +183,10 @@ def shown(path: bytes) -> str:
     if len(text) > 200:
         text = f"{text[:120]}…{text[-60:]}"
     return text if text.isprintable() and text else ascii(text)
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(config.operation_timeout, config.retry_pause, config.retry_ceiling, config.worker_timeout)
 
 
 def _place(directory: Directory) -> Place:

@@ -89,7 +89,10 @@ class Names(Recording):
         )
         if ino & 0xFF == 0:
             self._account()
-        return self.tree.nodes[ino]
+        node = self.tree.nodes[ino]
+        if self.unkept:
+            await self._kept_with(node)
+        return node
 
     async def link(self, ino: int, parent: int, name: bytes) -> Node:
         """One more name for the file *ino*."""
@@ -102,7 +105,20 @@ class Names(Recording):
         if node.nlink >= LINK_MAX:
             raise FSError(errno.EMLINK)
         self._record(Link(ino, parent, self.now(), name), node, directory)
+        if self.unkept:
+            await self._kept_with(node)
         return node
+
+    async def _kept_with(self, node: Node) -> None:
+        """`kept`, with *node* held meanwhile: somebody may see its new name and take it away."""
+        node.opens += 1
+        try:
+            await self.kept()
+        except FSError:
+            node.opens -= 1
+            self.tree.reap(node)
+            raise
+        node.opens -= 1
 
     async def unlink(self, parent: int, name: bytes) -> None:
         """Take a name from a file."""
@@ -113,6 +129,8 @@ class Names(Recording):
         if isinstance(node, Directory):
             raise FSError(errno.EISDIR)
         self._record(Remove(parent, self.now(), name), directory)
+        if self.unkept:
+            await self.kept()
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
@@ -129,6 +147,8 @@ class Names(Recording):
         if node.children or node.unfit:
             raise FSError(errno.ENOTEMPTY)  # also of what only git can show
         self._record(Remove(parent, self.now(), name), directory)
+        if self.unkept:
+            await self.kept()
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """rename(2) and renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE."""
@@ -173,6 +193,8 @@ class Names(Recording):
             self._refuse_to_divert_unfit(target, old, name)
         record = Rename(parent, new_parent, self.now(), flags & RENAME_EXCHANGE, name, new_name)
         self._record(record, old, new)
+        if self.unkept:
+            await self.kept()
 
     def _to_load_for_rename(
         self, old: Directory, name: bytes, node: Node, new: Directory, new_name: bytes, target: Node | None,

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import trio
 
-from ..errors import Broken, CaiafsError, FSError, JournalError
-from ..records import Committed, Name, Record
+from ..errors import Broken, CaiafsError, FSError, JournalError, StoreTooSlow
+from ..policy import FAILED, told_as
+from ..records import Adopt, Committed, Name, Record
 from ..tree import Batch, File, Node, Settled
 from .directories import Directories
+from .unkept import Change
+
+log = logging.getLogger(__name__)
 
 _CLOCK = getattr(time, "CLOCK_REALTIME_COARSE", 5)  # linux/time.h; Python 3.11 does not name it
 
@@ -35,12 +41,16 @@ class Recording(Directories):
         self.changed = trio.Event()
         self.released = trio.Event()
         self.pressure = trio.Event()
-        self.git_trouble: str | None = None
         self.pending = 0
         self.closed = False
         """Callers may change nothing (remounted read-only); what arrives from outside is still taken in."""
         self.broken = False
         """An error struck where journal and tree may differ since: nothing is committed any more."""
+        self.committed = 0
+        self.unkept: list[Change] = []
+        self.decided = trio.Event()
+        self.write_through: Callable[[int], Awaitable[None]] | None = None
+        self.forget_in_kernel: Callable[[list[tuple[int, bytes]], set[int]], None] | None = None
 
     @staticmethod
     def now() -> int:
@@ -52,34 +62,191 @@ class Recording(Directories):
         self._record_all((record,), *nodes)
 
     def _record_all(self, batch: tuple[Record, ...], *nodes: Node) -> None:
-        """Keep several records and make them true, all or none."""
+        """Keep several records and make them true, all or none.
+
+        Where the journal does not keep them, they are in `unkept` afterwards: see `kept`.
+        """
         self._writable()
         names: list[Record] = []
         anchored: list[Node] = []
         for node in nodes:
             self._anchor(node, names, anchored)
         where = self.journal.end
-        started = time.perf_counter_ns()
         try:
-            positions = self.journal.append_all([*names, *batch])[len(names) :]
-        except JournalError as error:
-            self.metrics.observe("journal", "append", time.perf_counter_ns() - started, ok=False)
-            raise FSError(error.errno, str(error)) from error
+            positions, refused = self._append([*names, *batch])
+            positions = positions[len(names) :]
+            started = time.perf_counter_ns()
+            if refused is None:
+                for node in anchored:
+                    node.anchor = where
+                for record, position in zip(batch, positions, strict=True):
+                    self.tree.apply(record, position)
+            else:
+                self._try_out(batch, positions, anchored, where, refused)
+            self.metrics.observe("memory", "store", time.perf_counter_ns() - started)
+            self._note_change()
+        except FSError:
+            raise
         except BaseException as error:
             if self.journal.is_writing or self.journal.end != where:
                 self._break(error)
             raise
+
+    def _append(self, batch: list[Record]) -> tuple[list[int], int | None]:
+        """The journal's positions for *batch*; and None if it keeps them, else the errno of its refusal
+        (0 if it was not asked). Raises FSError, with nothing changed, where git may not stand in."""
+        refused = self._refused()
+        if refused is None:
+            started = time.perf_counter_ns()
+            try:
+                positions = self.journal.append_all(batch)
+            except JournalError as error:
+                self.metrics.observe("journal", "append", time.perf_counter_ns() - started, ok=False)
+                tier = self.health.journal
+                if tier.is_healthy:
+                    log.warning("the journal takes nothing: %s", error)
+                tier.trouble(str(error), error.errno, takes_nothing=True)
+                if self.write_through is None or not self.config.enable_fallback:
+                    raise FSError(error.errno, str(error)) from error
+                refused = error.errno
+            else:
+                self.metrics.observe("journal", "append", time.perf_counter_ns() - started)
+                if self.health.journal.state == FAILED and self.health.journal.worked():
+                    log.info("the journal works again")
+                return positions, None
         try:
-            kept = time.perf_counter_ns()
-            for node in anchored:
-                node.anchor = where
+            return self.journal.append_all(batch, volatile=True), refused
+        except JournalError as error:
+            raise FSError(error.errno, str(error)) from error
+
+    def _refused(self) -> int | None:
+        """None if the journal is to be asked; else the errno of its last refusal, 0 if it is never asked."""
+        if self.write_through is None:
+            return None
+        if not self.config.enable_fallback:
+            return 0 if self.config.primary == "git" else None
+        tier = self.health.journal
+        if self.journal.is_volatile:
+            if self.unkept or self.pending:
+                return tier.errno
+            self.journal.forget_volatile(self._orphaned_positions())
+        if tier.state == FAILED and not tier.may_try and self.health.git.is_healthy:
+            return tier.errno
+        return None
+
+    # ---- kept by git, or not at all
+
+    def _try_out(
+        self, batch: tuple[Record, ...], positions: list[int], anchored: list[Node], where: int, refused: int
+    ) -> None:
+        anchors = [(node, node.anchor) for node in anchored]
+        for node in anchored:
+            node.anchor = where
+        if type(batch[0]) is Adopt:
+            # From outside, so git has it; after a crash it is taken in again.
             for record, position in zip(batch, positions, strict=True):
                 self.tree.apply(record, position)
-        except BaseException as error:
-            self._break(error)
-        self.metrics.observe("journal", "append", kept - started)
-        self.metrics.observe("memory", "store", time.perf_counter_ns() - kept)
-        self._note_change()
+            return
+        befores = [
+            self.tree.try_out(record, position) for record, position in zip(batch, positions, strict=True)
+        ]
+        deadline = _now() + self.config.operation_timeout
+        self.unkept.append(Change(self.journal.end, befores, anchors, deadline, refused))
+        self._account()
+
+    async def kept(self) -> None:
+        """Return once the newest change, and so every one before it, is in git. Raises FSError: it was
+        undone, since git did not take it either."""
+        change = self.unkept[-1]
+        assert self.write_through is not None
+        while not change.is_decided:
+            with trio.move_on_at(change.deadline), contextlib.suppress(CaiafsError):
+                await self.write_through(change.position)
+            if not change.is_decided and _now() >= change.deadline:
+                await self._overdue(change)
+        if change.error is not None:
+            raise FSError(change.error.errno, str(change.error))
+        if self.config.primary == "memory":
+            self.metrics.fallback("memory", "git")
+
+    async def _overdue(self, change: Change) -> None:
+        """Git is busy with something else, or what it is busy with is decided within a moment."""
+        if self.pending and change.position <= self._frozen_at:
+            await self.decided.wait()  # the commit that holds it has a deadline of its own
+            return
+        after = self._frozen_at if self.pending else 0
+        timeout = self.config.operation_timeout
+        self.take_back(StoreTooSlow(f"git did not take the change within {timeout:g} s"), after)
+
+    def kept_up_to(self, position: int) -> None:
+        """Git has all before *position*: those who wait for that are told."""
+        if not self.unkept:
+            return
+        for change in self.unkept:
+            if change.position <= position:
+                for before in change.befores:
+                    self.tree.keep(before)
+                change.decide(None)
+        self.unkept = [change for change in self.unkept if not change.is_decided]
+        self._tell()
+
+    def is_awaited(self, position: int) -> bool:
+        """True if somebody waits for a change before *position*."""
+        return bool(self.unkept) and self.unkept[0].position <= position
+
+    def take_back(self, error: CaiafsError, after: int = 0, unmark: bool = True) -> None:
+        """Undo all that is not kept, as far as it came after the position *after*; its callers get *error*.
+
+        With *unmark* git is known to have nothing of it; otherwise the next commit tells git again.
+        """
+        undone = [change for change in self.unkept if change.position > after]
+        if not undone:
+            return
+        with self.unbroken():
+            self._undo(undone, error, after, unmark)
+
+    def _undo(self, undone: list[Change], error: CaiafsError, after: int, unmark: bool) -> None:
+        self.unkept = [change for change in self.unkept if change.position <= after]
+        names: list[tuple[int, bytes]] = []
+        inodes: set[int] = set()
+        for change in reversed(undone):
+            for before in reversed(change.befores):
+                names += [(directory.ino, name) for directory, name in before.touched]
+                inodes |= {node.ino for node in before.nodes}
+                self.tree.take_back(before, unmark=unmark)
+            for node, anchor in change.anchors:
+                node.anchor = anchor
+            change.decide(FSError(told_as(change.refused, error.errno), self._refusal(change, error)))
+        if not self.is_dirty:
+            self.first_change = None
+        log.info("%d changes were refused and undone: %s", len(undone), error)
+        if self.forget_in_kernel is not None:
+            self.forget_in_kernel(names, inodes)
+        self._tell()
+
+    def _refusal(self, change: Change, error: CaiafsError) -> str:
+        if self.health.journal.reason is not None and change.refused:
+            return f"nothing keeps the change: journal: {self.health.journal.reason}; git: {error}"
+        return f"git did not take the change: {error}"
+
+    def _tell(self) -> None:
+        """Something was decided."""
+        if not self.unkept and not self.pending:
+            self.journal.forget_volatile(self._orphaned_positions())
+        self._account()
+        self.decided.set()
+        self.decided = trio.Event()
+
+    @property
+    def is_returning(self) -> bool:
+        """True while the journal works again and what it does not have is still on its way into git."""
+        return self.journal.is_volatile and self.health.journal.is_healthy and self.config.enable_fallback
+
+    async def turn(self) -> None:
+        """Called before a change while `is_returning`: wait for the journal, so that it can take over."""
+        with trio.move_on_after(self.config.operation_timeout):
+            while self.is_returning and (self.unkept or self.pending):
+                await self.decided.wait()
 
     def _break(self, error: BaseException) -> NoReturn:
         """Stop here: the journal may have what the tree has not, or half of it."""
@@ -114,7 +281,7 @@ class Recording(Directories):
         anchored += missing
 
     def _note_change(self) -> None:
-        now = trio.current_time() if _in_trio() else 0.0
+        now = _now()
         self.last_change = now
         if self.first_change is None:
             self.first_change = now
@@ -131,7 +298,7 @@ class Recording(Directories):
     async def _room(self, size: int) -> None:
         """Wait while the journal is too full for *size* more bytes and git still drains it.
 
-        Raises FSError(ENOSPC) when it is full and git does not.
+        Raises FSError(ENOSPC) when it is full and git does not for as long as `operation_timeout`.
         """
         soft = self.config.journal_max - self.config.journal_max // 4
         over = self.journal.size + size - soft
@@ -141,17 +308,20 @@ class Recording(Directories):
             with trio.move_on_after(0.05 * over / (self.config.journal_max // 4)):
                 await self.released.wait()
             return
+        deadline = trio.current_time() + self.config.operation_timeout
         while self.journal.size + size > self.config.journal_max:
-            if self.git_trouble is not None:
-                raise FSError(
-                    errno.ENOSPC, f"the journal is full and git does not drain it: {self.git_trouble}"
-                )
+            git = self.health.git
+            if git.is_healthy:
+                deadline = trio.current_time() + self.config.operation_timeout
+            elif trio.current_time() >= deadline:
+                raise FSError(errno.ENOSPC, f"the journal is full and git does not drain it: {git.reason}")
             if not self.is_dirty and self.pending == 0:
                 self._compact()
                 if self.journal.size + size > self.config.journal_max:
                     raise FSError(errno.ENOSPC, "the journal is full of what unlinked open files hold")
                 return
-            await self.released.wait()
+            with trio.move_on_at(math.inf if git.is_healthy else deadline):
+                await self.released.wait()
 
     def _compact(self) -> None:
         """Git has everything; what fills the journal are writes to files without a name."""
@@ -174,21 +344,46 @@ class Recording(Directories):
 
         Callers that come while the disk is busy share the next flush. Raises FSError.
         """
-        target = self.journal.end
+        if self.unkept:
+            await self.kept()
+        target = self.journal.tail
         while self.journal.durable < target:
             if self._sync_running is not None:
                 await self._sync_running.wait()
                 continue
             self._sync_running = trio.Event()
+            was_doomed = self.journal.is_doomed
             try:
                 with self.metrics.timed("journal", "sync"):
                     await trio.to_thread.run_sync(self.journal.sync)
             except JournalError as error:
-                raise FSError(error.errno, str(error)) from error
+                if not was_doomed:
+                    self.health.journal.trouble(str(error), error.errno)
+                failure = error
+            else:
+                self.health.journal.worked()
+                continue
             finally:
                 self._sync_running.set()
                 self._sync_running = None
+            if self.write_through is None or not self.config.enable_fallback:
+                raise FSError(failure.errno, str(failure)) from failure
+            await self._commit_instead(target, failure)
+            break
         return target
+
+    async def _commit_instead(self, target: int, failure: JournalError) -> None:
+        """The disk under the journal does not keep what it has: git does."""
+        assert self.write_through is not None
+        reason = f"nothing keeps what was written: journal: {failure}; git: "
+        with trio.move_on_after(self.config.operation_timeout):
+            try:
+                await self.write_through(target)
+            except CaiafsError as error:
+                raise FSError(told_as(failure.errno, error.errno), reason + str(error)) from error
+            self.metrics.fallback("memory", "git")
+            return
+        raise FSError(errno.ETIMEDOUT, reason + f"no answer within {self.config.operation_timeout:g} s")
 
     # ---- from the journal into git
 
@@ -226,19 +421,38 @@ class Recording(Directories):
                 self.contents.keep(oid, extents[0].data)
             yield
 
+    def thaw(self, batch: Batch, since: float | None) -> None:
+        """Git has nothing of *batch*, and it is given up; its first change was made at *since*."""
+        self.tree.thaw(batch)
+        self.pending = 0
+        self.first_change = since
+
     def release_journal(self, committed: Committed) -> None:
         """Drop what git has now; open unlinked files keep what they need. Raises JournalError
         if *committed* cannot be kept; that costs nothing but a longer look at the next start."""
-        self.journal.release(committed.position, self._orphaned_positions())
+        self.committed = committed.position
         self.pending = 0
+        self.kept_up_to(committed.position)
+        self.journal.release(committed.position, self._orphaned_positions())
+        if not self.unkept:
+            self.journal.forget_volatile(self._orphaned_positions())
         self.released.set()
         self.released = trio.Event()
-        self.journal.append(committed)
+        self._tell()
+        if self._refused() is not None:
+            return
+        try:
+            self.journal.append(committed)
+        except JournalError as error:
+            self.health.journal.trouble(str(error), error.errno, takes_nothing=True)
+            raise
+        if self.health.journal.state == FAILED:
+            self.health.journal.worked()
 
 
-def _in_trio() -> bool:
+def _now() -> float:
+    """Trio's clock; 0 before it runs."""
     try:
-        trio.lowlevel.current_trio_token()
+        return trio.current_time()
     except RuntimeError:
-        return False
-    return True
+        return 0.0

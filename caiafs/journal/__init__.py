@@ -11,6 +11,10 @@ Positions count bytes since the journal began, over all segments, and are never 
 twice. segment.py says what a segment's file looks like, recovery.py how the journal is
 read back; the disk is an argument, so that crash tests can bring one that forgets.
 
+While the disk takes nothing, the filesystem may append records that are *volatile*: in a segment that
+is memory, for the moment that git needs to take them. As long as there is one, nothing goes to the
+disk behind it: a journal with a hole would not replay.
+
 Weighed and not chosen: one ring file (a segment can be unlinked while an unlinked file
 still needs it; a ring cannot), SQLite (ten times the cost a record).
 """
@@ -26,8 +30,8 @@ from itertools import pairwise
 
 from ..errors import JournalDamaged, JournalError
 from ..records import WRITE_DATA, Record, Synced, Write, encode
-from .disk import Disk, RealDisk
-from .reader import Reader
+from .disk import Disk, MemoryDisk, RealDisk
+from .reader import Reader, Volatile
 from .recovery import Recovery
 from .segment import (
     HEADER_SIZE,
@@ -41,7 +45,7 @@ from .segment import (
     start_in_name,
 )
 
-__all__ = ["HEADER_SIZE", "MAGIC", "Disk", "Journal", "Reader", "RealDisk", "Segment"]
+__all__ = ["HEADER_SIZE", "MAGIC", "Disk", "Journal", "Reader", "RealDisk", "Segment", "Volatile"]
 
 _FOREIGN = {
     errno.ELOOP: "a symbolic link",
@@ -50,6 +54,11 @@ _FOREIGN = {
     errno.ENXIO: "what is no regular file",
 }
 SEGMENT_SIZE = 64 * 1024 * 1024
+VOLATILE_ROOM = 32 * 1024 * 1024
+"""Bytes of volatile segments at most; a Write is 1 MiB, and a commit takes them all."""
+PROBE = "probe.tmp"
+PROBE_SIZE = 64 * 1024
+"""Bytes that a probe writes: as much as an ordinary change needs, lest a full disk pass for a good one."""
 
 
 class Journal:
@@ -64,6 +73,7 @@ class Journal:
         disk: Disk | None = None,
         segment_size: int = SEGMENT_SIZE,
         read_only: bool = False,
+        volatile_room: int = VOLATILE_ROOM,
     ) -> None:
         """Open what is there, or begin anew. Raises JournalDamaged for segments of another journal,
         JournalError if the directory cannot be read or written."""
@@ -71,6 +81,7 @@ class Journal:
         self.read_only = read_only
         self.id = b""
         self._disk: Disk = disk if disk is not None else RealDisk()
+        self._memory = MemoryDisk(volatile_room)
         self._segment_size = segment_size
         self._segments: list[Segment] = []
         self._starts: list[int] = []
@@ -128,7 +139,8 @@ class Journal:
             self._segments.append(Segment(path, fd, start, start + self._disk.size(fd), header))
         for segment, following in pairwise(self._segments):
             # A write that failed and could not be cut off left torn bytes where the next one began.
-            segment.end = min(segment.end, following.start)
+            good = following.start if following.header is None else following.header.follows
+            segment.end = max(segment.start, min(segment.end, following.start, good))
         if not self.id:
             self.id = os.urandom(16)
         self._reckon()
@@ -172,17 +184,50 @@ class Journal:
         return self._end
 
     @property
+    def tail(self) -> int:
+        """The position after the last record that is not volatile: what a sync has to reach."""
+        return self._tail if self.is_volatile else self._end
+
+    @property
     def size(self) -> int:
         """Bytes on disk, those kept for unlinked files among them."""
         named = self._end - self._segments[0].start if self._segments else 0
         return named + sum(segment.end - segment.start for segment in self._kept)
 
-    def append(self, record: Record) -> int:
-        """Keep *record*; returns the position that apply() wants. Raises JournalError, with nothing kept."""
-        return self.append_all((record,))[0]
+    @property
+    def is_volatile(self) -> bool:
+        """True if the newest records are in memory only, so that the next ones have to follow them there."""
+        return bool(self._segments) and self._segments[-1].volatile
 
-    def append_all(self, batch: Sequence[Record]) -> list[int]:
-        """Keep several records at once, all or none; returns their positions."""
+    @property
+    def is_doomed(self) -> bool:
+        """True while records are in a segment whose sync failed: only git can make them durable."""
+        return any(segment.doomed for segment in self._segments)
+
+    @property
+    def volatile(self) -> tuple[Volatile, ...]:
+        """Where another process finds the records that are in memory only."""
+        return tuple(
+            Volatile(one.start, one.end, self._memory.place(one.fd)) for one in self._segments if one.volatile
+        )
+
+    @property
+    def volatile_bytes(self) -> int:
+        """Memory that volatile segments take, also those kept for unlinked files."""
+        return self._memory.used
+
+    def append(self, record: Record, volatile: bool = False) -> int:
+        """Keep *record*; returns the position that apply() wants. Raises JournalError, with nothing kept."""
+        return self.append_all((record,), volatile)[0]
+
+    def append_all(self, batch: Sequence[Record], volatile: bool = False) -> list[int]:
+        """Keep several records at once, all or none; returns their positions.
+
+        *volatile*: in memory, where no end of the daemon leaves anything of them. What follows
+        volatile records must be volatile, until a release or `forget_volatile` took them away.
+        """
+        if self.is_volatile and not volatile:
+            raise AssertionError("records on disk would follow records that are not")
         buffers: list[bytes] = []
         places = []
         size = 0
@@ -199,57 +244,72 @@ class Journal:
         self.is_writing = True
         try:
             segment = self._open
-            if segment is None or segment.end - segment.start >= self._segment_size:
-                segment = self._begin_segment()
+            if (
+                segment is None
+                or segment.volatile != volatile
+                or segment.end - segment.start >= self._segment_size
+            ):
+                segment = self._begin_segment(volatile)
             self._write(segment, buffers, size)
         except OSError as error:
             self.is_writing = False
+            if volatile:
+                raise JournalError(error.strerror or str(error), error.errno or errno.EIO) from error
             raise self._failed(error) from error
-        self.failure = None
         self.appended += len(batch)
-        self._noted = durable
         begin = segment.end
         segment.end += size
-        self._end = self._tail = segment.end
+        self._end = segment.end
+        if not volatile:
+            self.failure = None
+            self._noted = durable
+            self._tail = self._end
         self.is_writing = False
         return [begin + place for place in places]
 
     def _write(self, segment: Segment, buffers: list[bytes], size: int) -> None:
         if len(buffers) > 500:
             buffers = [b"".join(buffers)]  # writev(2) takes 1,024 pieces
+        disk = self._disk_of(segment)
         try:
-            written = self._disk.writev(segment.fd, buffers)
+            written = disk.writev(segment.fd, buffers)
             while written < size:
                 rest = b"".join(buffers)[written:]
-                more = self._disk.writev(segment.fd, [rest])
+                more = disk.writev(segment.fd, [rest])
                 if more <= 0:
                     raise OSError(errno.EIO, "the disk takes no more bytes")
                 written += more
         except OSError:
             self._open = None  # a torn record ends this segment, should it not be possible to cut it off
-            self._disk.truncate(segment.fd, segment.end - segment.start)
+            disk.truncate(segment.fd, segment.end - segment.start)
             self._open = segment
             raise
 
-    def _begin_segment(self) -> Segment:
+    def _disk_of(self, segment: Segment) -> Disk:
+        return self._memory if segment.volatile else self._disk
+
+    def _begin_segment(self, volatile: bool = False) -> Segment:
+        disk: Disk = self._memory if volatile else self._disk
         start = self._end
         path = os.path.join(self.directory, name_of(start))
         header = Header(self.id, start, self._base, min(self._tail, start))
         raw = encode_header(header)
-        fd = self._disk.open(path, create=True)
+        fd = disk.open(path, create=True)
         try:
-            if self._disk.writev(fd, [raw]) != len(raw):
+            if disk.writev(fd, [raw]) != len(raw):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            self._disk.close(fd)
-            self._disk.unlink(path)
+            disk.close(fd)
+            disk.unlink(path)
             raise
-        self._directory_synced = False
-        segment = Segment(path, fd, start, start + len(raw), header)
+        segment = Segment(path, fd, start, start + len(raw), header, volatile)
         self._segments.append(segment)
         self._starts.append(start)
         self._open = segment
-        self._end = self._tail = segment.end
+        self._end = segment.end
+        if not volatile:
+            self._directory_synced = False
+            self._tail = self._end
         return segment
 
     def seal(self) -> int:
@@ -258,7 +318,8 @@ class Journal:
         return self._end
 
     def sync(self) -> int:
-        """Put on disk all that was appended before this call; returns up to which position.
+        """Put on disk all that was appended before this call; returns up to which position. What is
+        volatile is not on a disk, and not waited for.
 
         May be called from a thread. Raises JournalError. A segment whose sync failed once is not
         believed again: the kernel may have dropped its pages; git must take its records first.
@@ -266,8 +327,10 @@ class Journal:
         with self._sync_lock:
             self._syncing = True
             try:
-                target = self._end
+                target = self.tail
                 for segment in list(self._segments):
+                    if segment.volatile:
+                        continue
                     if segment.doomed:
                         raise OSError(errno.EIO, f"{segment.path} could not be synced before")
                     reached = segment.end
@@ -294,6 +357,8 @@ class Journal:
             self._disk.sync(segment.fd)
         except OSError:
             segment.doomed = True
+            if self._open is segment:
+                self._open = None  # what comes next goes where the disk may be believed
             raise
         segment.synced = reached
 
@@ -302,7 +367,7 @@ class Journal:
     def read(self, position: int, length: int) -> bytes:
         """*length* bytes at *position*. Raises JournalDamaged if they are not there any more."""
         segment = self._segment_at(position)
-        data = self._disk.pread(segment.fd, length, position - segment.start)
+        data = self._disk_of(segment).pread(segment.fd, length, position - segment.start)
         if len(data) != length:
             raise JournalDamaged(f"{segment.path}: ends {length - len(data)} bytes too early")
         return data
@@ -332,7 +397,7 @@ class Journal:
         self._starts = [segment.start for segment in self._segments]
         for segment in gone:
             try:
-                self._disk.unlink(segment.path)
+                self._disk_of(segment).unlink(segment.path)
             except OSError as error:
                 self.failure = error
         kept = []
@@ -340,11 +405,48 @@ class Journal:
             index = bisect_left(wanted, segment.start)
             if index < len(wanted) and wanted[index] < segment.end:
                 kept.append(segment)
-            elif self._syncing:
+            elif self._syncing and not segment.volatile:
                 self._retired.append(segment.fd)  # sync() has it in its hands, in another thread
             else:
-                self._disk.close(segment.fd)
+                self._disk_of(segment).close(segment.fd)
         self._kept = kept
+
+    def forget_volatile(self, needed: Iterable[int] = ()) -> None:
+        """The records in memory did not come to be, or are needed by unlinked files only."""
+        gone = [segment for segment in self._segments if segment.volatile]
+        if not gone:
+            return
+        self._segments = [segment for segment in self._segments if not segment.volatile]
+        self._starts = [segment.start for segment in self._segments]
+        if self._open in gone:
+            self._open = None
+        wanted = sorted(needed)
+        for segment in gone:
+            index = bisect_left(wanted, segment.start)
+            if index < len(wanted) and wanted[index] < segment.end:
+                self._kept.append(segment)
+            else:
+                self._memory.close(segment.fd)
+
+    def probe(self) -> None:
+        """Find out, in a thread, whether the disk takes and keeps bytes again. Raises JournalError."""
+        path = os.path.join(self.directory, PROBE)
+        try:
+            if PROBE in self._disk.list(self.directory):
+                self._disk.unlink(path)
+            fd = self._disk.open(path, create=True)
+            try:
+                left = PROBE_SIZE
+                while left:
+                    left -= self._disk.writev(fd, [bytes(left)])
+                self._disk.sync(fd)
+            finally:
+                self._disk.close(fd)
+                self._disk.unlink(path)
+        except OSError as error:
+            raise JournalError(
+                f"{self.directory}: {error.strerror or error}", error.errno or errno.EIO
+            ) from error
 
     def compact(self, needed: Iterable[int]) -> None:
         """Nothing waits for git: drop all segments but those with *needed* positions. Raises JournalError."""
@@ -358,7 +460,7 @@ class Journal:
     def close(self) -> None:
         """Close all files. What was appended stays."""
         for segment in (*self._segments, *self._kept):
-            self._disk.close(segment.fd)
+            self._disk_of(segment).close(segment.fd)
         self._segments = []
         self._kept = []
         self._open = None
@@ -372,4 +474,5 @@ class Journal:
             "end_position": self.end,
             "durable_position": self.durable,
             "records_appended": self.appended,
+            "volatile_bytes": self.volatile_bytes,
         }

@@ -26,11 +26,32 @@ class Disk(Protocol):
 
 
 class RealDisk:
-    """The disk of the machine. Files are 0600 and symlinks are not followed."""
+    """The disk of the machine. Files are 0600 and symlinks are not followed.
+
+    A directory is held open from its first use on: a repository that is moved away takes the journal
+    in it along, and the journal goes on in it.
+    """
+
+    def __init__(self) -> None:
+        self._directories: dict[str, int] = {}
+
+    def __del__(self) -> None:
+        for fd in self._directories.values():
+            os.close(fd)
+
+    def _at(self, path: str) -> tuple[int, str]:
+        """The directory of *path* as a descriptor, and the name in it."""
+        directory, name = os.path.split(path)
+        fd = self._directories.get(directory)
+        if fd is None:
+            fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._directories[directory] = fd
+        return fd, name
 
     def open(self, path: str, *, create: bool) -> int:
         flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        directory, name = self._at(path)
+        fd = os.open(name, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600, dir_fd=directory)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", path)
@@ -55,17 +76,55 @@ class RealDisk:
         os.close(fd)
 
     def unlink(self, path: str) -> None:
-        os.unlink(path)
+        directory, name = self._at(path)
+        os.unlink(name, dir_fd=directory)
 
     def rename(self, old: str, new: str) -> None:
-        os.rename(old, new)
+        directory, name = self._at(old)
+        goal, new_name = self._at(new)
+        os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=goal)
 
     def list(self, directory: str) -> list[str]:
-        return os.listdir(directory)
+        return os.listdir(self._at(os.path.join(directory, ""))[0])
 
     def sync_directory(self, directory: str) -> None:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        os.fsync(self._at(os.path.join(directory, ""))[0])
+
+
+class MemoryDisk(RealDisk):
+    """A disk that is memory: files without a name (memfd_create(2)), *room* bytes of them in all.
+
+    For what git is given at once because the machine's disk takes nothing. Another process of the
+    same user reads such a file by the path that `place` gives, as long as it is open here.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self._fds: set[int] = set()
+
+    @property
+    def used(self) -> int:
+        """Bytes that the files hold."""
+        return sum(os.fstat(fd).st_size for fd in self._fds)
+
+    @staticmethod
+    def place(fd: int) -> str:
+        return f"/proc/{os.getpid()}/fd/{fd}"
+
+    def open(self, path: str, *, create: bool) -> int:
+        fd = os.memfd_create(os.path.basename(path), os.MFD_CLOEXEC)
+        self._fds.add(fd)
+        return fd
+
+    def writev(self, fd: int, buffers: Sequence[bytes]) -> int:
+        if self.used + sum(map(len, buffers)) > self.room:
+            raise OSError(errno.ENOSPC, "no room in memory for what the disk does not take")
+        return os.writev(fd, buffers)
+
+    def close(self, fd: int) -> None:
+        self._fds.discard(fd)
+        os.close(fd)
+
+    def unlink(self, path: str) -> None:
+        """Nothing to do: the file has no name."""

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..errors import JournalDamaged
 from .segment import start_in_name
 
 
+class Volatile(NamedTuple):
+    """A segment in the daemon's memory: its positions, and where another process finds its bytes."""
+
+    start: int
+    end: int
+    path: str
+
+
 class Reader:
     """Reads extents from a journal that another process appends to."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, volatile: Sequence[Volatile] = ()) -> None:
         self.directory = directory
+        self._volatile = volatile
         self._starts: list[int] = []
         self._fds: dict[int, int] = {}
 
     def read(self, position: int, length: int) -> bytes:
         """*length* bytes at *position*. Raises JournalDamaged if they are not there."""
-        start = self._start_of(position)
+        inside = next((one for one in self._volatile if one.start <= position < one.end), None)
+        start = self._start_of(position) if inside is None else inside.start
         fd = self._fds.get(start)
         if fd is None:
-            path = os.path.join(self.directory, f"{start:016x}.seg")
-            fd = self._fds[start] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if inside is None:
+                path = os.path.join(self.directory, f"{start:016x}.seg")
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            else:
+                fd = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)  # a link that only the kernel makes
+            self._fds[start] = fd
         data = os.pread(fd, length, position - start)
         if len(data) != length:
             raise JournalDamaged(f"{self.directory}: the segment at {start} ends before {position + length}")

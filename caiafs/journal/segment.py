@@ -30,11 +30,17 @@ class Header(NamedTuple):
 
 
 class Segment:
-    """An open segment; *header* is None where the file's own does not read back."""
+    """An open segment; *header* is None where the file's own does not read back.
 
-    __slots__ = ("doomed", "end", "fd", "header", "path", "start", "synced")
+    A *volatile* one is in memory only: its records are nowhere else until git has them.
+    """
 
-    def __init__(self, path: str, fd: int, start: int, end: int, header: Header | None) -> None:
+    __slots__ = ("doomed", "end", "fd", "header", "path", "start", "synced", "volatile")
+
+    def __init__(
+        self, path: str, fd: int, start: int, end: int, header: Header | None, volatile: bool = False
+    ) -> None:
+        self.volatile = volatile
         self.path = path
         self.fd = fd
         self.start = start

@@ -8,7 +8,6 @@ journal, lock. Called by cli.py, in the foreground or in a daemon of its own.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import pwd
@@ -23,6 +22,7 @@ import pyfuse3
 import trio
 
 from .. import __version__, control
+from ..committer.probes import Probes
 from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
 from ..committer.worker import Place
@@ -31,7 +31,6 @@ from ..control.mounts import mount_at, note_helper
 from ..errors import (
     BranchLocked,
     CaiafsError,
-    FSError,
     MountError,
     ObjectCorrupt,
     RepositoryMissing,
@@ -203,7 +202,13 @@ class Mount:
             state_dir,
         )
         place = Place(store.git_dir, state_dir, self.ref, side_ref(branch), self.journal.id, watch=True)
-        self.worker = WorkerProcess(place, self._tip_seen, lock_fds)
+        self.worker = WorkerProcess(
+            place,
+            self._tip_seen,
+            lock_fds,
+            self.fs.health.policy,
+            lambda seconds: self.committer.silent(seconds),
+        )
         self.committer = Committer(
             self.fs,
             self.worker,
@@ -213,6 +218,7 @@ class Mount:
             self._invalidate,
             self._flush_kernel,
         )
+        self.probes = Probes(self.fs, self.committer)
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
         self._reload_trouble = ""
@@ -315,6 +321,7 @@ class Mount:
             await nursery.start(self._listen)
             if not self.config.ro:
                 nursery.start_soon(self.committer.run)
+                nursery.start_soon(self.probes.run)
             nursery.start_soon(self._announce, started, ready)
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._leave_when_closed)
@@ -331,8 +338,9 @@ class Mount:
     def _kernel(self, started: trio.Event) -> Operations:
         virtual = Virtual(self.report.files(), visible=self.config.virtual == "visible")
         operations = Operations(self.fs, virtual, self.metrics, started.set, self.store.git_dir)
-        if self.config.primary == "git":
-            self.fs.write_through = self._write_through
+        if not self.config.ro:
+            self.fs.write_through = self.committer.reach
+            self.fs.forget_in_kernel = self._forget_later
         options = {
             "default_permissions", "fsname=" + _escaped(self.config.source), "subtype=caiafs",
             *self.config.kernel_options,
@@ -466,7 +474,8 @@ class Mount:
         self.config = config
         self.report.reconfigure(config)
         self.memory.resize(config.memory)
-        self.fs.config = config
+        self.fs.reconfigure(config)
+        self.worker.policy = self.fs.health.policy
         self.committer.reconfigure(config, identity(config, self.store))
 
     async def close_to_writers(self, closed: bool) -> None:
@@ -499,20 +508,6 @@ class Mount:
             log.warning("%s; the next mount commits it", error)
             self.exit_code = 1
 
-    async def _write_through(self) -> None:
-        try:
-            with trio.fail_after(self.config.operation_timeout):
-                await self.committer.commit(tries=1)
-        except (CaiafsError, trio.TooSlowError) as error:
-            if not self.config.enable_fallback:
-                code = errno.ETIMEDOUT if isinstance(error, trio.TooSlowError) else error.errno
-                raise FSError(
-                    code, f"git did not take the change, and there is no fallback: {error}"
-                ) from error
-            # The change is in memory and in the journal: that is the tier to fall back to.
-            self.metrics.fallback("git", "memory")
-            log.warning("acknowledged from the journal, since git did not take it: %s", error or "too slow")
-
     # ---- what others ask for
 
     def _tip_seen(self, tip: bytes | None) -> None:
@@ -522,6 +517,16 @@ class Mount:
         """Make the kernel forget *names*. In a thread: it may wait for requests that we serve."""
         if self._mounted and names:
             await trio.to_thread.run_sync(kernel.forget, names)
+
+    def _forget_later(self, names: list[tuple[int, bytes]], inodes: set[int]) -> None:
+        """Changes were undone: the kernel is to ask again. Not waited for: it may hold what the call that
+        failed holds."""
+        if self._mounted:
+            trio.lowlevel.spawn_system_task(self._forget, names, inodes)
+
+    @staticmethod
+    async def _forget(names: list[tuple[int, bytes]], inodes: set[int]) -> None:
+        await trio.to_thread.run_sync(kernel.forget, names, inodes, abandon_on_cancel=True)
 
     async def _flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""

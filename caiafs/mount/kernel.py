@@ -9,6 +9,7 @@ import ctypes
 import errno
 import logging
 import os
+from collections.abc import Iterable
 from functools import partial
 
 import pyfuse3
@@ -49,18 +50,20 @@ def let_go(path: str) -> bool:
     return False
 
 
-def forget(names: list[tuple[int, bytes]]) -> None:
-    """Make the kernel forget these names, and the attributes of the directories they are in."""
+def forget(names: list[tuple[int, bytes]], inodes: Iterable[int] = ()) -> None:
+    """Make the kernel forget these names, with the attributes of the directories they are in, and all that
+    it has of *inodes*."""
+    calls = []
     for parent, name in names:
-        for invalidate in (
-            partial(pyfuse3.invalidate_entry, pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
-            partial(pyfuse3.invalidate_inode, pyfuse3.InodeT(parent), attr_only=True),
-        ):
-            try:
-                invalidate()
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # the kernel never knew it, or forgot it
-                    log.warning("the kernel could not be told that %r changed: %s", name, error)
+        calls.append(partial(pyfuse3.invalidate_entry, pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)))
+        calls.append(partial(pyfuse3.invalidate_inode, pyfuse3.InodeT(parent), attr_only=True))
+    calls += [partial(pyfuse3.invalidate_inode, pyfuse3.InodeT(ino)) for ino in inodes]
+    for invalidate in calls:
+        try:
+            invalidate()
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # the kernel never knew it, or forgot it
+                log.warning("the kernel could not be told that something changed: %s", error)
 
 
 def _syncfs(fd: int, path: str) -> None:

@@ -21,6 +21,9 @@ LIVE = frozenset(
         "log_level",
         "memory",
         "operation_timeout",
+        "retry_ceiling",
+        "retry_pause",
+        "worker_timeout",
     }
 )
 """Settings that every part reads anew each time it needs them."""

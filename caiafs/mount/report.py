@@ -6,12 +6,12 @@ Only puts together what the parts count themselves; see their `statistics()`.
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
 from ..committer.schedule import Committer
-from ..config import Config
+from ..config import Config, format_bytes
 from ..filesystem import Filesystem
 from ..metrics import Metrics
 from ..operations import Operations
@@ -24,6 +24,12 @@ class Http(Protocol):
 
     url: str
     token_file: str
+
+
+class Unfit(NamedTuple):
+    """The key of a remark: entries of the directory *ino* that cannot be shown."""
+
+    ino: int
 
 
 class Report:
@@ -67,49 +73,40 @@ class Report:
 
     # ---- health
 
-    def reasons(self) -> list[str]:
-        """What is wrong at the moment, in sentences."""
-        found = []
-        failure = self._fs.journal.failure
-        if failure is not None:
-            found.append(f"journal: {failure.strerror or failure}")
-        if self._committer.trouble is not None:
-            found.append(f"git: {self._committer.trouble}")
-        found += [f"journal: bytes were set aside in {path}" for path in self._fs.journal.set_aside]
-        found += [f"git: {text}" for text in self._fs.unfit.values()]
-        return found
-
     def state(self) -> str:
-        """healthy, degraded (one tier has trouble) or failed (nothing can be kept)."""
-        if self._fs.journal.failure is not None and self._committer.trouble is not None:
-            return "failed"
-        return "degraded" if self.reasons() else "healthy"
+        """healthy, degraded (a tier has trouble) or failed (a change would be refused)."""
+        self._look()
+        return self._fs.health.state
 
     def health(self) -> dict[str, Any]:
         """health.json."""
-        state = self.state()
-        journal_fails = self._fs.journal.failure is not None
-        return {
-            "healthy": state == "healthy",
-            "state": state,
-            "reasons": self.reasons(),
-            "backends": {
-                "memory": {"state": "healthy", "over_budget_bytes": self._fs.memory.over},
-                "journal": {"state": "failed" if journal_fails else "healthy"},
-                "git": {
-                    "state": "degraded" if self._committer.trouble else "healthy",
-                    "failures": self._committer.failures,
-                },
-            },
-        }
+        self._look()
+        found = self._fs.health.describe()
+        found["backends"]["memory"]["over_budget_bytes"] = self._fs.memory.over
+        return found
+
+    def _look(self) -> None:
+        """What can be seen at any moment is looked at when it is asked for."""
+        memory, journal, git = self._fs.health.tiers
+        if self._fs.memory.over:
+            memory.note("over", f"{format_bytes(self._fs.memory.over)} above its budget")
+        else:
+            memory.forget("over")
+        for path in self._fs.journal.set_aside:
+            journal.note(path, f"bytes were set aside in {path}")
+        for key in [key for key in git.notes if isinstance(key, Unfit) and key.ino not in self._fs.unfit]:
+            git.forget(key)
+        for ino, text in self._fs.unfit.items():
+            git.note(Unfit(ino), text)
 
     def status_line(self) -> str:
         """Health and what git does not have, for the one line of a service manager."""
         changes = self._fs.statistics()["uncommitted_changes"]
         counted = f"{changes} change{'s' * (changes != 1)} not yet in git" if changes else "all is in git"
+        state = self.state()
         closed = " (read-only)" if self._config.ro else ""
-        reasons = "".join(f"; {reason}" for reason in self.reasons())
-        return f"{self.state()}{closed}: {counted}{reasons}"
+        reasons = "".join(f"; {reason}" for reason in self._fs.health.reasons)
+        return f"{state}{closed}: {counted}{reasons}"
 
     # ---- figures
 
@@ -138,7 +135,7 @@ class Report:
                 },
                 "commits": {
                     "count": committer.commits,
-                    "failures": committer.failures,
+                    "failures": committer.health.failures_ever,
                     "uncommitted_changes": counted["uncommitted_changes"],
                     "uncommitted_bytes": uncommitted_bytes,
                     "oldest_uncommitted_seconds": round(self.oldest_uncommitted(), 3),

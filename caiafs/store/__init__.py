@@ -29,7 +29,7 @@ from typing import NamedTuple
 from caiafs.errors import ObjectCorrupt, ObjectMissing, StoreError
 from caiafs.store import repack
 from caiafs.store.blobs import BlobReader, Spool, open_pieces, verified
-from caiafs.store.disk import failed
+from caiafs.store.disk import failed, probe_directory
 from caiafs.store.layout import Layout, create_bare
 from caiafs.store.names import (
     CONTENT_CHECK_LIMIT,
@@ -158,6 +158,19 @@ class Store:
     def refresh(self) -> None:
         """See added and removed packs now. Reading does it anyway; an idle store frees what is gone."""
         self._odb.rescan()
+
+    def probe(self, tmp: str, refs: tuple[bytes, ...]) -> None:
+        """Find out whether the repository takes a commit: room for a pack, and no lock on *refs*.
+
+        Raises StoreError with the cause.
+        """
+        try:
+            for directory in (tmp, os.path.join(self.git_dir, "objects", "pack")):
+                probe_directory(directory)
+        except OSError as error:
+            raise failed(f"the repository {self.git_dir} takes nothing", error) from error
+        for name in refs:
+            self._refs.probe(name)
 
     def close(self) -> None:
         """Let go of every file. Blob readers that are open stay readable."""

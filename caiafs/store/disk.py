@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from caiafs.errors import StoreError
 
@@ -42,6 +43,21 @@ def fsync_dir(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+PROBE_SIZE = 64 * 1024
+"""Bytes that a probe writes: what a small commit needs."""
+
+
+def probe_directory(path: str) -> None:
+    """Write a file there, sync it and take it away again; raises OSError."""
+    fd, name = tempfile.mkstemp(prefix="tmp_caiafs_probe_", dir=path)
+    try:
+        write_all(fd, bytes(PROBE_SIZE), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+        os.unlink(name)
 
 
 def failed(message: str, error: OSError) -> StoreError:

@@ -192,6 +192,16 @@ class Refs:
                     os.unlink(path)
             os.close(fd)
 
+    def probe(self, refname: bytes) -> None:
+        """Raises RefLocked while somebody holds the ref's lock, StoreError where it does not read."""
+        name = self._resolve(refname)
+        self._read_one(name)
+        lock = self._path(name) + ".lock"
+        if os.path.lexists(lock):
+            raise RefLocked(
+                f"{lock} exists: another git process holds the ref; if none runs, remove the file"
+            )
+
     def clear_stale_locks(self) -> int:
         """Remove the ref locks that processes of ours left when they ended early; how many.
 

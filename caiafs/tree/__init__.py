@@ -38,12 +38,14 @@ from .nodes import (
     node_of,
     state_of,
 )
+from .undo import Before
 
 __all__ = [
     "COUNTED",
     "GITLINK",
     "ROOT_INO",
     "Batch",
+    "Before",
     "Content",
     "ContentState",
     "Directory",
@@ -85,7 +87,10 @@ class Tree:
         self.changes = 0
         self._links_table: list[tuple[int, bytes]] | None = None
         self._batch: Batch | None = None
+        self._unsettled: Batch | None = None
         self._epoch = 0
+        self._marking: list[tuple[Directory, bytes]] | None = None
+        self._tried: dict[Before, None] = {}
         self._apply: dict[type, Callable[..., None]] = {
             records.Create: self._create,
             records.Link: self._link,
@@ -124,9 +129,19 @@ class Tree:
     def is_clean(self, node: Node) -> bool:
         """True if the last finished commit holds *node* as it is."""
         for directory, name in node.links():
-            if name in directory.changed or (directory.frozen is not None and name in directory.frozen):
+            if name in directory.changed or self._is_in_flight(directory, name):
                 return False
         return not (isinstance(node, File) and node.content.oid is None)
+
+    def _is_in_flight(self, directory: Directory, name: bytes) -> bool:
+        """True if a batch that git does not have yet speaks of the name."""
+        if directory.frozen is None:
+            return False
+        if name in directory.frozen:
+            return True
+        batch = self._unsettled
+        state = None if batch is None else batch.directories.get(directory.ino)
+        return state is not None and name in state.entries
 
     # ---- loading and unloading
 
@@ -217,10 +232,14 @@ class Tree:
             if directory.frozen is not None and name in directory.frozen:
                 self._capture(directory, name)
             if name in directory.changed:
+                if self._tried and self._marking is None:
+                    self._claim(directory, name)
                 return
             first = not directory.changed
             directory.changed.add(name)
             self.changes += 1
+            if self._marking is not None:
+                self._marking.append((directory, name))
             if not first:
                 return
             self.dirty[directory] = None
@@ -479,6 +498,102 @@ class Tree:
             if entry.ino >= self.next_ino:
                 self.next_ino = entry.ino + 1
 
+    # ---- taking back what was not kept
+
+    def try_out(self, record: records.Record, position: int) -> Before:
+        """Apply *record*, so that `take_back` or `keep` decides later whether it stays."""
+        nodes, places = self._touched(record)
+        self._marking = []
+        # What a batch still waits for is captured first: the copy is of what comes after it.
+        for node in nodes:
+            self._mark_node(node)
+        for directory, name in places:
+            self._mark(directory, name)
+        before = Before(nodes, places)
+        self.apply(record, position)
+        before.applied()
+        before.marks, self._marking = self._marking, None
+        if type(record) is records.Create:
+            before.made = record.ino
+        self._tried[before] = None
+        return before
+
+    def _touched(self, record: records.Record) -> tuple[list[Node], list[tuple[Directory, bytes]]]:
+        """The inodes and the entries that *record* is about."""
+        if isinstance(record, records.Write | records.SetAttr | records.SetXattr):
+            return [self.nodes[record.ino]], []
+        if isinstance(record, records.Create | records.Link | records.Remove):
+            parent = self._directory(record.parent)
+            assert parent.children is not None
+            child = self.nodes[record.ino] if type(record) is records.Link else None
+            child = child or parent.children.get(record.name)
+            return [parent] if child is None else [parent, child], [(parent, record.name)]
+        assert isinstance(record, records.Rename)
+        old, new = self._directory(record.parent), self._directory(record.new_parent)
+        assert old.children is not None
+        assert new.children is not None
+        found = (old, new, old.children.get(record.name), new.children.get(record.new_name))
+        nodes = list(dict.fromkeys(node for node in found if node is not None))
+        return nodes, [(old, record.name), (new, record.new_name)]
+
+    def keep(self, before: Before) -> None:
+        """The change stays."""
+        self._tried.pop(before, None)
+
+    def take_back(self, before: Before, *, unmark: bool) -> bool:
+        """Make it as if the change had never been; the youngest goes first. False if it has to stay:
+        a directory in which a commit from outside put something since.
+
+        With *unmark* git is known to have nothing of it. Otherwise the names stay changed, so that the
+        next commit tells git how they are.
+        """
+        self._tried.pop(before, None)
+        made = None if before.made is None else self.nodes.get(before.made)
+        if isinstance(made, Directory) and made.children:
+            return False
+        before.put_back(self._ledger)
+        for node in before.nodes:
+            self.nodes[node.ino] = node
+            if isinstance(node, Directory):
+                if node.changed:
+                    self.dirty[node] = None
+            elif node.nlink > 1:
+                self.linked[node.ino] = node
+            else:
+                self.linked.pop(node.ino, None)
+        if made is not None:
+            if isinstance(made, Directory):
+                self.dirty.pop(made, None)
+            self.reap(made)
+        self._links_table = None
+        self._epoch += 1  # who was marked has to be marked again
+        if unmark:
+            left = before.marks
+            while True:  # what is below first, in whatever order it was marked
+                kept = [(directory, name) for directory, name in left if not self._unmark(directory, name)]
+                if len(kept) == len(left):
+                    break
+                left = kept
+        return True
+
+    def _claim(self, directory: Directory, name: bytes) -> None:
+        """A change that stays needs the mark of one that may be taken back."""
+        for before in self._tried:
+            if (directory, name) in before.marks:
+                before.marks.remove((directory, name))
+
+    def _unmark(self, directory: Directory, name: bytes) -> bool:
+        """Git has the entry as it is; False if something below it is changed still."""
+        child = (directory.children or {}).get(name)
+        if isinstance(child, Directory) and child.changed:
+            return False
+        if name in directory.changed:
+            directory.changed.discard(name)
+            self.changes -= 1
+            if not directory.changed:
+                self.dirty.pop(directory, None)
+        return True
+
     # ---- freezing a batch for the committer
 
     @property
@@ -509,8 +624,25 @@ class Tree:
         self.dirty = {}
         self.changes = 0
         self._epoch += 1
-        self._batch = batch
+        self._batch = self._unsettled = batch
         return batch
+
+    def thaw(self, batch: Batch) -> None:
+        """Git did not take *batch*, and it is given up: its names count as changed again."""
+        for state in batch.directories.values():
+            directory = self.nodes.get(state.ino)
+            if not isinstance(directory, Directory) or (directory.nlink == 0 and directory is not self.root):
+                continue
+            names = {*state.entries, *(directory.frozen or ())}
+            if directory is self.root and not names:
+                names.add(b"")
+            directory.frozen = None
+            self.changes += len(names - directory.changed)
+            directory.changed |= names
+            self.dirty[directory] = None
+        batch.waiting.clear()
+        self._batch = self._unsettled = None
+        self._epoch += 1
 
     def capture(self, limit: int) -> bool:
         """Write up to *limit* entries into the frozen batch; False once it is complete."""
@@ -557,6 +689,11 @@ class Tree:
                 seen.add(entry.ino)
                 node = self.nodes.get(entry.ino)
                 oid = settled.contents[entry.ino]
+                if entry.content is not None:
+                    for before in self._tried:
+                        content = before.contents.get(entry.ino)
+                        if content is not None:
+                            content.settle(oid, entry.content.size, batch.position, self._ledger)
                 if isinstance(node, File) and entry.content is not None:
                     done = node.content.settle(oid, entry.content.size, batch.position, self._ledger)
                     yield node, oid, done
@@ -566,6 +703,8 @@ class Tree:
             node = self.nodes.get(state.ino)
             if isinstance(node, Directory):
                 node.frozen = None
+        if self._unsettled is batch:
+            self._unsettled = None
 
 
 def _is_link_of(known: Node, entry: Loaded) -> bool:

@@ -191,6 +191,29 @@ class Content:
         self.base_limit = min(self.low_water, size)
         return done
 
+    def copy(self) -> Content:
+        """The same content, of the same extents; only `settle` and `restore` know what to do with it."""
+        twin = Content()
+        twin.size, twin.low_water = self.size, self.low_water
+        twin.base, twin.base_size, twin.base_limit = self.base, self.base_size, self.base_limit
+        twin.extents = list(self.extents)
+        return twin
+
+    def restore(self, before: Content, ledger: Ledger) -> None:
+        """Be what `copy` gave, and what was settled in it since."""
+        kept = set(before.extents)
+        for extent in self.extents:
+            if extent not in kept:
+                ledger.drop(extent)
+        present = set(self.extents)
+        for extent in before.extents:
+            if extent not in present:
+                ledger.hold(extent)
+        self.extents = list(before.extents)
+        self.size = before.size
+        self.low_water = before.low_water
+        self.base, self.base_size, self.base_limit = before.base, before.base_size, before.base_limit
+
     def discard(self, ledger: Ledger) -> None:
         """Nobody will read this again."""
         for extent in self.extents:

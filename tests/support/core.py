@@ -19,7 +19,7 @@ from caiafs.committer.process import Refused, WorkerProcess
 from caiafs.committer.schedule import Committer
 from caiafs.committer.worker import Place, Worker
 from caiafs.config import Config
-from caiafs.errors import CaiafsError, RefLocked
+from caiafs.errors import CaiafsError
 from caiafs.filesystem import Filesystem
 from caiafs.filesystem.loader import Loader, SideState, epoch_of, read_side
 from caiafs.journal import Disk, Journal
@@ -99,7 +99,7 @@ class LocalWorker(Worker):
             answer = getattr(self, f"do_{name}")(*arguments)
         except (CaiafsError, OSError) as error:
             self._directories = {}
-            raise Refused(str(error), isinstance(error, RefLocked)) from error
+            raise Refused(*self.refusal(error)) from error
         return pickle.loads(pickle.dumps(answer))
 
 
@@ -176,6 +176,7 @@ class Core:
             self._flush_kernel,
         )  # fmt: skip
         made.attach(*self._start)
+        self.fs.write_through = made.reach
         return made
 
     async def _invalidate(self, names: list[tuple[int, bytes]]) -> None:

@@ -31,6 +31,7 @@ class FailingDisk(RealDisk):
     """
 
     def __init__(self, directory: str | None = None, room: int | None = None) -> None:
+        super().__init__()
         self.plan: dict[str, Callable[[], int | None]] = {}
         self.directory = directory
         self.room = room

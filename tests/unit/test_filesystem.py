@@ -26,6 +26,7 @@ from support.core import BRANCH, WHO, Core, Dump, differences
 from support.disks import FailingDisk
 from test_store_support import git
 from test_store_support import write as write_objects
+from trio.testing import MockClock
 
 from caiafs.committer.process import WorkerProcess
 from caiafs.errors import FSError, JournalDamaged, StoreError
@@ -370,7 +371,7 @@ def test_a_default_list_is_passed_on(core: Core) -> None:
 def test_chmod_of_a_file_with_an_access_list_happens_whole_or_not(tmp_path: Path, short: int | None) -> None:
     """B20: the list was changed and the mode was not."""
     disk = FailingDisk()
-    core = Core(tmp_path, disk)
+    core = Core(tmp_path, disk, enable_fallback=False)
     file, other = make(core, b"file"), make(core, b"other")
     set_xattr(core, file.ino, acl.ACCESS, LIST)
     before = core.dump()
@@ -392,7 +393,7 @@ def test_chmod_of_a_file_with_an_access_list_happens_whole_or_not(tmp_path: Path
 def test_chmod_with_an_access_list_is_one_write(tmp_path: Path) -> None:
     """B20: the disk fills up between the first record and the second."""
     disk = FailingDisk()
-    core = Core(tmp_path, disk)
+    core = Core(tmp_path, disk, enable_fallback=False)
     file = make(core, b"file")
     set_xattr(core, file.ino, acl.ACCESS, LIST)
     before = core.dump()
@@ -634,7 +635,7 @@ def blob_id(kind: int, data: bytes) -> bytes:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_change_that_the_journal_cannot_keep_does_not_happen(tmp_path: Path, code: int) -> None:
     disk = FailingDisk()
-    core = Core(tmp_path, disk)
+    core = Core(tmp_path, disk, enable_fallback=False)
     fs = core.fs
     folder = make(core, b"folder", FOLDER)
     file = make(core, b"file", data=b"data")
@@ -674,7 +675,7 @@ def test_a_change_that_the_journal_cannot_keep_does_not_happen(tmp_path: Path, c
 def test_a_journal_disk_that_the_journal_filled_itself_recovers_with_the_commit(tmp_path: Path) -> None:
     """B12: what git has is released first, and the note of it is written into the room that gives."""
     disk = FailingDisk(str(tmp_path / "state"), room=200_000)
-    core = Core(tmp_path, disk)
+    core = Core(tmp_path, disk, enable_fallback=False)
     file = make(core, b"file")
     at, size, full = 0, 65536, 0
     while size:
@@ -738,18 +739,20 @@ def test_writers_wait_for_room_as_long_as_git_drains(tmp_path: Path) -> None:
 
 def test_a_full_journal_is_enospc_when_git_is_in_trouble(tmp_path: Path) -> None:
     core = Core(tmp_path, journal_max=1 << 20)
-    file = make(core, b"file", data=b"x" * (1 << 20 - 4))
-    core.fs.git_trouble = "the disk is full"
+    file = make(core, b"file", data=b"x" * 900_000)
+    core.fs.health.git.trouble("the disk is full")
     before = core.dump()
 
     async def write_more() -> None:
         assert isinstance(file, File)
-        with trio.fail_after(5):
-            for _ in range(20):
-                await core.fs.write(file, 0, b"y" * 100_000)
+        started = trio.current_time()
+        with pytest.raises(FSError) as caught:
+            await core.fs.write(file, 0, b"y" * 200_000)
+        assert caught.value.errno == errno.ENOSPC
+        assert trio.current_time() - started == core.config.operation_timeout, "git gets time to recover"
 
-    fails(errno.ENOSPC, write_more)
-    core.fs.git_trouble = None
+    trio.run(write_more, clock=MockClock(autojump_threshold=0))
+    core.fs.health.git.worked()
     assert core.dump().keys() == before.keys()
     core.commit()
     write(core, file, 0, b"z")
@@ -832,9 +835,6 @@ def test_a_deep_tree_moves_below_a_name_that_git_refuses_and_back(core: Core) ->
 # ---- recovery
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the batch that failed before is committed, and Outcome says nothing of it"
-)
 def test_a_commit_that_was_asked_for_takes_what_came_after_a_failed_one(core: Core) -> None:
     make(core, b"first")
     core.committer._worker = _Failing()  # type: ignore[assignment]
