@@ -81,6 +81,8 @@ class Config:
     commit_interval: float = 30.0
     memory: int = 256 * MIB
     journal_max: int = 4 * GIB
+    file_max: int = 64 * GIB
+    """How large a file can become: git has no holes, so a commit writes every byte of it."""
     state_dir: str | None = None
     """None: `caiafs/<branch>` in the git directory, see `state_directory`."""
     author: str | None = None
@@ -365,6 +367,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("commit_interval", _seconds(0, 86400), "TIME", "commit at the latest this long after a change"),
     Option("memory", _size(MIB), "SIZE", "the memory budget for file contents and metadata"),
     Option("journal_max", _size(MIB), "SIZE", "the most the journal may take on disk"),
+    Option("file_max", _size(MIB), "SIZE", "how large a file can become, holes included"),
     Option(
         "state_dir",
         _text,

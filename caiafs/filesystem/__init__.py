@@ -210,8 +210,7 @@ class Filesystem(Attributes):
         they are written and not when it hands the bytes over, and sends the times separately.
         """
         await self._room(len(data))
-        if offset + len(data) > 2**63 - 1:
-            raise FSError(errno.EFBIG)
+        self.refuse_growth(node, offset + len(data))
         now = self.now() if stamp else 0
         node.active = node.writers > 0
         if node.nlink == 0:

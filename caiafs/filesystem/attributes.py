@@ -59,6 +59,7 @@ class Attributes(Names):
                 raise FSError(errno.EISDIR)
             if not isinstance(node, File):
                 raise FSError(errno.EINVAL)
+            self.refuse_growth(node, size)
             if mtime is None:
                 mtime = now
         mask = 0

@@ -289,6 +289,15 @@ class Recording(Directories):
         if self.journal.size > self.config.journal_max // 2:
             self.pressure.set()
 
+    def refuse_growth(self, node: File, size: int) -> None:
+        """Raises FSError(EFBIG) if *node* would become longer than `file_max`. A hole takes nothing here, but
+        git has no holes: with a file of 8 EiB the committer would be busy for ever."""
+        if size > self.config.file_max and size > node.size:
+            raise FSError(
+                errno.EFBIG,
+                f"a file of {size:,} bytes would be larger than file_max, {self.config.file_max:,}",
+            )
+
     def _writable(self) -> None:
         if self.config.ro or self.closed:
             raise FSError(errno.EROFS)

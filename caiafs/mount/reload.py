@@ -17,6 +17,7 @@ LIVE = frozenset(
         "commit_interval",
         "commit_quiet",
         "enable_fallback",
+        "file_max",
         "journal_max",
         "log_level",
         "memory",

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from support.mounts import Mount, Mounts, run
@@ -171,3 +172,31 @@ def test_a_branch_that_is_no_commit_stops_the_mount_with_its_reason(mounts: Moun
     git(mount, "update-ref", "refs/heads/main", commit)
     mount.start()
     assert os.listdir(mount.path) == ["f"]
+
+
+def _write_and_sync(file: BinaryIO) -> None:
+    """The kernel takes the bytes; what the mount makes of them, fsync tells."""
+    file.write(b"far")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def test_a_file_as_large_as_numbers_go_is_refused_and_wedges_nothing(mount: Mount) -> None:
+    mount.expect_log("could not hand over everything it holds: .* File too large")
+    path = mount.path / "huge"
+    path.write_bytes(b"small")
+    for size in (2**63 - 1, 64 * 2**30 + 1):
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            os.truncate(path, size)
+    assert "too large" in run("truncate", "-s", "8E", path, status=1).stderr
+    with path.open("r+b") as file:
+        file.seek(2**40)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            _write_and_sync(file)
+        file.truncate(5)
+    os.truncate(path, 1 << 30)
+    mount.commit()
+    os.truncate(path, 5)
+    assert path.read_bytes() == b"small"
+    mount.commit()
+    assert mount.git("show", "main:huge") == "small"

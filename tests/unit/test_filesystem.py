@@ -164,6 +164,14 @@ def test_opening_and_sizes(core: Core) -> None:
     refuses(errno.EINVAL, fs.set_attributes, fifo.ino, size=0)
     fails(errno.EINVAL, fs.readlink, file.ino)
     fails(errno.EFBIG, fs.write, file, 2**63 - 2, b"xx")
+    fails(errno.EFBIG, fs.write, file, fs.config.file_max - 1, b"xx")
+    for size in (fs.config.file_max + 1, 2**63 - 1):
+        refuses(errno.EFBIG, fs.set_attributes, file.ino, size=size)
+    fs.set_attributes(file.ino, size=fs.config.file_max)
+    fs.config = fs.config.with_(file_max=1 << 20)
+    fs.set_attributes(file.ino, size=1 << 30)  # what is too large already may become smaller
+    core.run(fs.write, file, 1 << 25, b"inside")
+    refuses(errno.EFBIG, fs.set_attributes, file.ino, size=(1 << 30) + 1)
     assert fs.open(file.ino, os.O_WRONLY | os.O_TRUNC) is file
     assert file.size == 0
     assert (file.opens, file.writers) == (1, 1)  # type: ignore[attr-defined]
@@ -950,6 +958,7 @@ NAMES = (b"a", b"b", b"c", b"d", b".git", b"GIT~1", b"back\\slash", b"c\\.git", 
 names = st.sampled_from(NAMES)
 numbers = st.integers(0, 10**6)
 contents = st.binary(max_size=40)
+targets = st.binary(min_size=1, max_size=20).filter(lambda text: b"\0" not in text)
 times = st.integers(0, 2**62)
 
 
@@ -990,7 +999,7 @@ class RecoveryMachine(RuleBasedStateMachine):
     def create(self, parent: int, name: bytes, mode: int) -> None:
         self._do(self.core.fs.create, self._folder(parent), name, mode, WHO)
 
-    @rule(parent=numbers, name=names, text=st.binary(min_size=1, max_size=20))
+    @rule(parent=numbers, name=names, text=targets)
     def symlink(self, parent: int, name: bytes, text: bytes) -> None:
         self._do(self.core.fs.create, self._folder(parent), name, LINK, WHO, 0, text)
 

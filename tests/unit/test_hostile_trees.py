@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from support.core import BRANCH, IDENTITY, SIDE, WHO, Core
 
+from caiafs.committer.build import Builder
 from caiafs.errors import FSError, ObjectCorrupt, StoreError
 from caiafs.records.side import decode_records, encode_record
 from caiafs.store import BLOB, COMMIT, TREE, Store, encode_commit
 from caiafs.store.objects import unfit_entries
-from caiafs.tree import Content, Directory, File, Node
+from caiafs.tree import Content, ContentState, Directory, File, Node
 
 NOBODY = b"\x77" * 20
 
@@ -433,3 +434,13 @@ def test_a_record_that_lies_about_a_size_is_found_out_by_who_reads(hostile: Host
             core.run(core.fs.contents.read, lying, 0, 5)
         assert caught.value.errno == errno.EIO
     core.close()
+
+
+def test_a_long_hole_gives_signs_of_life(hostile: Hostile) -> None:
+    """A worker that writes zeros for minutes must not be taken for one that hangs."""
+    alive = []
+    with hostile.store.pack_writer(hostile.git_dir + "/caiafs") as packer:
+        builder = Builder(hostile.store, packer, lambda *_: b"", hostile.git_dir, lambda: alive.append(1))
+        pieces = builder._pieces(ContentState(64 << 20, None, 0, ()))
+        assert sum(map(len, pieces)) == 64 << 20
+    assert len(alive) >= 64
