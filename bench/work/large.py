@@ -24,6 +24,8 @@ from .files import KIB4, MIB
 from .materials import place_of, run
 
 MEBI = 1 << 20
+SIZED = 500
+"""Saves from which on the repository's size says something: before, it is the packs not yet joined."""
 
 
 def _mount(place: Path, *options: str, repository: Path | None = None) -> Caiafs:
@@ -215,7 +217,8 @@ def churn(room: bytes, meter: Meter, memory: str, saves: int, seconds: float, bu
         descriptors = max(processes.descriptors(pid) for pid in peer.family())
     finally:
         peer.stop()
-    return {"peers": {"caiafs": _size_figures(peer.repository, top) | {
+    sizes = _size_figures(peer.repository, top) if done >= SIZED else {}
+    return {"peers": {"caiafs": sizes | {
         "saves": float(done), "ms": spent / done * 1000, "peak_mib": watch.peak / MEBI,
         "over_mib": watch.peak / MEBI - budget, "grown_mib": (marks[-1] - marks[0]) / MEBI,
         "budget_mib": float(budget), "descriptors": float(descriptors),
