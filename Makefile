@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: demo test check lint format setup share deb package-test bench bench-quick
+.PHONY: demo test check lint format setup share deb package-test bench bench-quick monitoring-test
 
 demo:
 	@sh .ci/demo
@@ -28,6 +28,10 @@ deb: setup
 # What is shipped, installed and used on a bare Debian in namespaces: as root, with debootstrap; 10 minutes.
 package-test: setup
 	.venv/bin/python -m pytest tests/packaging -m slow
+
+# A mount read by Debian's Prometheus and node exporter, over HTTP and from .stats; half a minute.
+monitoring-test: setup
+	.venv/bin/python -m pytest tests/mount/test_prometheus.py -m slow
 
 format: setup
 	.venv/bin/ruff format caiafs tests bench tools setup.py
