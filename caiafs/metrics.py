@@ -68,7 +68,7 @@ GAUGES: Final[dict[str, tuple[str, str | None]]] = {
 """Every gauge that gauge_source() knows: its help text and its label."""
 
 
-class _Series:
+class Series:
     """Durations of one kind of thing, in fine buckets.
 
     What Prometheus sees only ever grows. clear() moves the line from which the
@@ -220,9 +220,9 @@ class Metrics:
 
     def __init__(self, build: Mapping[str, str] | None = None) -> None:
         self._build = {"python": platform.python_version(), **(build or {})}
-        self._operations: dict[tuple[str, str], _Series] = {}
-        self._requests: dict[str, _Series] = {}
-        self._commit_seconds = _Series()
+        self._operations: dict[tuple[str, str], Series] = {}
+        self._requests: dict[str, Series] = {}
+        self._commit_seconds = Series()
         # Known label values start at 0: increase() does not see a counter that appears as 1.
         self._commits = dict.fromkeys(COMMIT_OUTCOMES, 0)
         self._fallbacks = dict.fromkeys(FALLBACKS, 0)
@@ -235,13 +235,18 @@ class Metrics:
 
     def observe(self, backend: str, operation: str, ns: int, ok: bool = True) -> None:
         """One *operation* of a storage *backend* took *ns* nanoseconds."""
-        try:
-            series = self._operations[backend, operation]
-        except KeyError:
-            series = self._operations[backend, operation] = _Series()
+        series = self.series(backend, operation)
         series.add(ns)
         if not ok:
             series.failures += 1
+
+    def series(self, backend: str, operation: str) -> Series:
+        """Where observations of one operation go: `add` for those who make many, all of them successful."""
+        try:
+            return self._operations[backend, operation]
+        except KeyError:
+            series = self._operations[backend, operation] = Series()
+            return series
 
     def timed(self, backend: str, operation: str) -> Timer:
         """`with metrics.timed("git", "get"):` observes the block; one that raises is a failure."""
@@ -252,7 +257,7 @@ class Metrics:
         try:
             series = self._requests[op]
         except KeyError:
-            series = self._requests[op] = _Series()
+            series = self._requests[op] = Series()
         series.add(ns)
 
     def commit(self, outcome: str, seconds: float) -> None:
@@ -324,9 +329,9 @@ class Metrics:
         """The metrics that *snapshot* was taken of: they render to the same bytes."""
         made = cls()
         made._build = snapshot.build
-        made._operations = {key: _Series.of(state) for key, state in snapshot.operations.items()}
-        made._requests = {key: _Series.of(state) for key, state in snapshot.requests.items()}
-        made._commit_seconds = _Series.of(snapshot.commit_seconds)
+        made._operations = {key: Series.of(state) for key, state in snapshot.operations.items()}
+        made._requests = {key: Series.of(state) for key, state in snapshot.requests.items()}
+        made._commit_seconds = Series.of(snapshot.commit_seconds)
         made._commits = snapshot.commits
         made._fallbacks = snapshot.fallbacks
         for name, value in snapshot.gauges.items():

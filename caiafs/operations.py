@@ -49,7 +49,8 @@ def _change(
         if self._fs.is_returning:
             await self._fs.turn()
         result = await function(self, *args, **kwargs)
-        await self._fs.acknowledged()
+        if self._fs.write_through is not None:
+            await self._fs.acknowledged()
         return result
 
     changing.__name__ = function.__name__

@@ -62,16 +62,18 @@ class Attributes(Names):
             self.refuse_growth(node, size)
             if mtime is None:
                 mtime = now
-        mask = 0
-        for bit, value in (
-            (SET_MODE, mode), (SET_UID, uid), (SET_GID, gid), (SET_SIZE, size), (SET_ATIME, atime),
-            (SET_MTIME, mtime),
-        ):  # fmt: skip
-            if value is not None:
-                mask |= bit
+        mask = (
+            SET_CTIME
+            | (0 if mode is None else SET_MODE)
+            | (0 if uid is None else SET_UID)
+            | (0 if gid is None else SET_GID)
+            | (0 if size is None else SET_SIZE)
+            | (0 if atime is None else SET_ATIME)
+            | (0 if mtime is None else SET_MTIME)
+        )
         record = SetAttr(
-            ino, mask | SET_CTIME, mode or 0, uid or 0, gid or 0, size or 0, _clamped(atime or 0),
-            _clamped(mtime or 0), now if ctime is None else _clamped(ctime),
+            ino, mask, mode or 0, uid or 0, gid or 0, size or 0, _clamped(atime) if atime else 0,
+            _clamped(mtime) if mtime else 0, now if ctime is None else _clamped(ctime),
         )  # fmt: skip
         if node.nlink == 0:
             self._writable()

@@ -41,6 +41,8 @@ class Recording(Directories):
         self.changed = trio.Event()
         self.released = trio.Event()
         self.pressure = trio.Event()
+        self._appends = self.metrics.series("journal", "append")
+        self._stores = self.metrics.series("memory", "store")
         self.pending = 0
         self.closed = False
         """Callers may change nothing (remounted read-only); what arrives from outside is still taken in."""
@@ -83,7 +85,7 @@ class Recording(Directories):
                     self.tree.apply(record, position)
             else:
                 self._try_out(batch, positions, anchored, where, refused)
-            self.metrics.observe("memory", "store", time.perf_counter_ns() - started)
+            self._stores.add(time.perf_counter_ns() - started)
             self._note_change()
         except FSError:
             raise
@@ -110,7 +112,7 @@ class Recording(Directories):
                     raise FSError(error.errno, str(error)) from error
                 refused = error.errno
             else:
-                self.metrics.observe("journal", "append", time.perf_counter_ns() - started)
+                self._appends.add(time.perf_counter_ns() - started)
                 if self.health.journal.state == FAILED and self.health.journal.worked():
                     log.info("the journal works again")
                 return positions, None

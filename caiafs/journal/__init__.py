@@ -191,8 +191,10 @@ class Journal:
     @property
     def size(self) -> int:
         """Bytes on disk, those kept for unlinked files among them."""
-        named = self._end - self._segments[0].start if self._segments else 0
-        return named + sum(segment.end - segment.start for segment in self._kept)
+        size = self._end - self._segments[0].start if self._segments else 0
+        for segment in self._kept:
+            size += segment.end - segment.start
+        return size
 
     @property
     def is_volatile(self) -> bool:
@@ -238,8 +240,7 @@ class Journal:
         for record in batch:
             frame = encode(record)
             places.append(size + (WRITE_DATA if type(record) is Write else 0))
-            for piece in frame:
-                size += len(piece)
+            size += sum(map(len, frame))
             buffers += frame
         self.is_writing = True
         try:

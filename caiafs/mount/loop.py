@@ -20,6 +20,7 @@ wait; a thread that reads requests, since handing each one over costs more than 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -34,6 +35,8 @@ from .handshake import Handshake
 _MODULE: Any = pyfuse3  # whose types do not tell of `trio`
 SLICE = 1_000_000
 """Nanoseconds of uninterrupted requests after which other tasks are let in."""
+BUSY = 20_000
+"""Nanoseconds that a look never takes, unless the CPU was given to somebody who was waiting for it."""
 
 
 @contextlib.contextmanager
@@ -110,19 +113,28 @@ class EagerLoop(Loop):
             return
         # A request that waits for a thread needs the loop more than the next request does.
         if self._spin and not self.turn.others_at_work:
-            until = now + self._spin
-            while now < until:
-                if poll.poll(0):
-                    self.by_spin += 1
-                    self._spin = self._longest
-                    return
-                now = time.perf_counter_ns()
+            if self._look(poll, now):
+                return
             self._spin //= 2
         self.slept += 1
         await trio.lowlevel.wait_readable(fd)
         self._let_in = time.perf_counter_ns()
         if self._let_in - now < 2 * self._longest:
             self._spin = self._longest
+
+    def _look(self, poll: select.poll, now: int) -> bool:
+        """Look for a request again and again; False once the spin is over, or if others need the CPU."""
+        until = now + self._spin
+        while now < until:
+            os.sched_yield()
+            if poll.poll(0):
+                self.by_spin += 1
+                self._spin = self._longest
+                return True
+            before, now = now, time.perf_counter_ns()
+            if now - before > BUSY:
+                break
+        return False
 
 
 class Turn:

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import Struct
 from typing import Any, NamedTuple
-from zlib import crc32
+
+from isal.isal_zlib import crc32  # zlib's own takes four times as long for 4 KiB, sixteen for 1 MiB
 
 FRAME = Struct("<IIB")
 FRAME_SIZE = FRAME.size
@@ -301,18 +302,18 @@ _DECODE: dict[int, Callable[[memoryview], Record]] = {
 
 
 KINDS = frozenset(_DECODE)
+_BEGIN = {cls: (kind, crc32(bytes((kind,))), encoder) for cls, (kind, encoder) in _ENCODE.items()}
 
 
 def encode(record: Record) -> list[bytes]:
     """*record* as a frame, in pieces to be written one after the other."""
-    kind, encoder = _ENCODE[type(record)]
+    kind, check, encoder = _BEGIN[type(record)]
     body = encoder(record)
-    tag = bytes((kind,))
-    check = crc32(body, crc32(tag))
+    check = crc32(body, check)
     if type(record) is Write:
         data = record.data
-        return [FRAME.pack(1 + len(body) + len(data), crc32(data, check), kind), body, data]
-    return [FRAME.pack(1 + len(body), check, kind), body]
+        return [FRAME.pack(1 + len(body) + len(data), crc32(data, check), kind) + body, data]
+    return [FRAME.pack(1 + len(body), check, kind) + body]
 
 
 def decode(buffer: memoryview, at: int) -> tuple[Record, int]:
