@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 
 MAX_TASKS = 64
 """Requests served at once; the kernel queues more."""
+PINNED_AFTER = 1.0
+"""Seconds that the kernel gets to end an unmounted mount by itself."""
 LOCK_PATIENCE = 3.0
 """Seconds for the worker of a daemon that was killed to be gone too."""
 
@@ -223,6 +225,7 @@ class Mount:
         self._mounted = False
         self._reload_trouble = ""
         self._leaving = trio.Event()
+        self._taken_away = False
         self.http = self._http_server()
 
     def _http_server(self) -> HttpServer | None:
@@ -308,9 +311,9 @@ class Mount:
                 await self._serve_mounted(started, ready)
             finally:
                 self._mounted = False
-                # libfuse leaves it be where the kernel has let go already; a mount that only others still
-                # have a copy of is not ours to touch.
-                pyfuse3.close(unmount=not self._leaving.is_set())
+                # libfuse leaves it be where the kernel has let go already. A mount that only others still
+                # have a copy of is not ours to touch; of one that we took away it would complain.
+                pyfuse3.close(unmount=not (self._leaving.is_set() or self._taken_away))
                 self.notifier.stopping(f"unmounted, {self.report.status_line()}")
                 with patience(self.notifier, self.progress), trio.CancelScope(shield=True):
                     await self._drain()
@@ -404,13 +407,15 @@ class Mount:
                 log.warning("%s could not be unmounted in peace: %s", self.config.mountpoint, error.strerror)
                 released = False
             else:
+                self._taken_away = True
                 if not released:
                     log.warning(
-                        "programs still use %s: what they had written is kept, their next call fails",
+                        "programs still use %s: what they had written is kept, what comes after is not",
                         self.config.mountpoint,
                     )
-        if not released:
-            pyfuse3.terminate()
+        if released:
+            await trio.sleep(PINNED_AFTER)  # by then it has ended, unless another namespace has a copy
+        pyfuse3.terminate()
 
     # ---- what a service manager is told
 
@@ -474,7 +479,7 @@ class Mount:
         self.config = config
         self.report.reconfigure(config)
         self.memory.resize(config.memory)
-        self.fs.reconfigure(config)
+        self.fs.reconfigure(config.with_(ro=self.born_read_only))  # `closed` says the rest
         self.worker.policy = self.fs.health.policy
         self.committer.reconfigure(config, identity(config, self.store))
 

@@ -86,8 +86,12 @@ def start(
 
 
 def set_level(level: str) -> None:
-    """Log what is at least as grave as *level* (debug, info, warning, error); at any time."""
-    logging.getLogger().setLevel(level.upper())
+    """Log what is at least as grave as *level* (debug, info, warning, error); at any time.
+
+    That is for what caiafs says. Of the libraries, warnings are enough.
+    """
+    logging.getLogger("caiafs").setLevel(level.upper())
+    logging.getLogger().setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
 def _stream(stream: TextIO) -> logging.Handler:

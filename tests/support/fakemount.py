@@ -36,7 +36,7 @@ STATS = {
 }
 
 
-COMMANDS = ("commit", "sync", "status", "drain", "reload", "remount")
+COMMANDS = ("commit", "sync", "status", "drain", "reload", "remount", "leave")
 
 
 class FakeMount:
@@ -75,6 +75,7 @@ class FakeMount:
             "sync": {"position": 9},
             "reload": {"said": "reloaded: nothing has changed", "changed": [], "kept": []},
             "remount": {},
+            "leave": {},
         }
         return answers.get(command, {"commit": self.commit, "changes": self.changes})
 

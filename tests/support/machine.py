@@ -96,7 +96,7 @@ class Machine:
             "/etc/fstab": "",
             str(INSTALLED): self._command(),
         }
-        self.prepare = ["caiafs install-units >/dev/null"]
+        self.prepare = [self._open_the_way(), "caiafs install-units >/dev/null"]
         self.boots = 0
         self._outer: subprocess.Popen[bytes] | None = None
         self._group: Path | None = None
@@ -106,6 +106,15 @@ class Machine:
     def _command() -> str:
         variables = f"PYTHONPATH={shlex.quote(str(SOURCE))} PYTHONDONTWRITEBYTECODE=1"
         return f'#!/bin/sh\nexec env {variables} {shlex.quote(sys.executable)} -m caiafs "$@"\n'
+
+    @staticmethod
+    def _open_the_way() -> str:
+        """Ordinary users inside may search the way to this Python and to the source."""
+        places = {Path(sys.executable), Path(os.path.realpath(sys.executable)), SOURCE}
+        parents = {parent for place in places for parent in place.parents}
+        root_device = os.stat("/").st_dev
+        ways = sorted(str(parent) for parent in parents if os.stat(parent).st_dev == root_device)
+        return shlex.join(["chmod", "o+x", *ways])
 
     # ---- power
 
@@ -217,6 +226,9 @@ class Machine:
             shutil.copy(HOST_UNITS / unit, place / "lib" / unit)
         for wanted in ("systemd-journald.socket", "systemd-journald-dev-log.socket"):
             (place / "lib/sockets.target.wants" / wanted).symlink_to(f"../{wanted}")
+        wants = place / "lib/multi-user.target.wants"
+        wants.mkdir()
+        (wants / "remote-fs.target").symlink_to("../remote-fs.target")
         journal = "systemd-journald.service"
         (place / "lib/sysinit.target.wants" / journal).symlink_to(f"../{journal}")
         generators = HOST_UNITS.with_name("system-generators")
@@ -260,7 +272,7 @@ class Machine:
         """The output of a program that may fail."""
         return self.run(*words, status=None).stdout.strip()
 
-    def property(self, unit: str, name: str) -> str:
+    def shown(self, unit: str, name: str) -> str:
         return self.ask("systemctl", "show", "-P", name, unit)
 
     def journal(self, *words: str) -> str:
@@ -274,17 +286,18 @@ class Machine:
 
     def host_pid(self, pid: int) -> int:
         """The number that process *pid* of the machine has here."""
-        assert self._group is not None
-        for directory, _, files in os.walk(self._group):
-            if "cgroup.procs" not in files:
+        namespace = os.readlink(f"/proc/{self.init}/ns/pid")
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
                 continue
-            for number in Path(directory, "cgroup.procs").read_text().split():
-                try:
-                    status = Path(f"/proc/{number}/status").read_text()
-                except OSError:
+            try:
+                if os.readlink(f"/proc/{entry}/ns/pid") != namespace:
                     continue
-                if status.partition("NSpid:")[2].split("\n")[0].split()[-1] == str(pid):
-                    return int(number)
+                status = Path(f"/proc/{entry}/status").read_text()
+            except OSError:
+                continue  # it has just ended
+            if status.partition("NSpid:")[2].split("\n")[0].split()[-1] == str(pid):
+                return int(entry)
         raise AssertionError(f"there is no process {pid} in the machine")
 
     def processes(self) -> list[Process]:

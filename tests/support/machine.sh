@@ -25,10 +25,11 @@ build)
     m -t cgroup2 -o nosuid,nodev,noexec cgroup2 "$R/sys/fs/cgroup"
     m -t tmpfs -o mode=755,nosuid dev "$R/dev"
     mkdir "$R/dev/pts" "$R/dev/shm"
-    for device in null zero full random urandom tty fuse autofs; do
+    for device in null zero full random urandom tty autofs; do
         : >"$R/dev/$device"
         m --bind "/dev/$device" "$R/dev/$device"
     done
+    mknod -m 666 "$R/dev/fuse" c 10 229 # open to everyone, whatever the host's is
     m -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$R/dev/pts"
     m -t tmpfs -o mode=1777 shm "$R/dev/shm"
     ln -s pts/ptmx "$R/dev/ptmx"

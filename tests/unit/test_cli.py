@@ -163,6 +163,7 @@ from caiafs.errors import MountError
 from caiafs.cli import main, mount_helper
 from caiafs.mount import daemonize
 daemonize.default_log_path = lambda mountpoint: {str(tmp_path / "log")!r}
+log = logging.getLogger("caiafs")
 def run(config, ready, notifier):
     {run}
 caiafs.mount.run = run
@@ -179,12 +180,12 @@ sys.exit({entry}(sys.argv[1:]))
 
 
 def test_mount_returns_once_it_serves_or_says_why_not(tmp_path: Path) -> None:
-    body = "logging.info('early'); ready(); logging.warning('late'); time.sleep(0.2); return 0"
+    body = "log.info('early'); ready(); logging.warning('late'); time.sleep(0.2); return 0"
     done = background(tmp_path, body, ["mount", "/r", "/m"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     time.sleep(0.1)
     logged = (tmp_path / "log").read_text()
-    assert "INFO root: early" in logged
+    assert "INFO caiafs: early" in logged
     assert logged.count("WARNING root: late") == 1
     done = background(tmp_path, "logging.warning('look'); ready(); return 0", ["mount", "/r", "/m"])
     assert "WARNING root: look" in done.stderr

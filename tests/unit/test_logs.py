@@ -298,35 +298,37 @@ def test_what_is_held_back_is_told_when_its_time_is_up(
 
 
 @pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    logger = logging.getLogger()
-    handlers, level = list(logger.handlers), logger.level
-    yield logger
+def ours() -> Iterator[logging.Logger]:
+    logger, ours = logging.getLogger(), logging.getLogger("caiafs")
+    handlers, level = list(logger.handlers), (logger.level, ours.level)
+    yield ours
     for handler in set(logger.handlers) - set(handlers):
         logger.removeHandler(handler)
         handler.close()
-    logger.setLevel(level)
+    logger.setLevel(level[0])
+    ours.setLevel(level[1])
 
 
 def test_the_terminal_hears_warnings_until_the_mount_serves(
-    root: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    ours: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal, file = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     serving = logs.start("info", {}, file, journal=False)
-    root.info("one")
-    root.warning("two")
+    ours.info("one")
+    ours.warning("two")
     serving()
-    root.warning("three")
+    ours.warning("three")
     assert re.findall(r"one|two|three", terminal.getvalue()) == ["two"]
     assert re.findall(r"one|two|three", file.getvalue()) == ["one", "two", "three"]
 
 
-def test_the_level_changes_at_any_time(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_level_changes_at_any_time(ours: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     logs.start("warning", {}, None, journal=False)
-    root.info("quiet")
+    ours.info("quiet")
     logs.set_level("debug")
-    root.debug("loud")
+    ours.debug("loud")
+    logging.getLogger("dulwich").info("quiet")
     assert re.findall(r"quiet|loud", terminal.getvalue()) == ["loud"]
