@@ -223,6 +223,7 @@ class Mount:
         self.probes = Probes(self.fs, self.committer)
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
+        self._device: str | None = None
         self._reload_trouble = ""
         self._leaving = trio.Event()
         self._taken_away = False
@@ -364,7 +365,7 @@ class Mount:
 
     async def _announce(self, started: trio.Event, ready: Callable[[], None]) -> None:
         await started.wait()
-        await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
+        self._device = await trio.to_thread.run_sync(kernel.device_of, self.config.mountpoint)
         await trio.to_thread.run_sync(note_helper, self.config.mountpoint)
         fields = {"event": "mounted", "branch": os.fsdecode(self.branch), "state_dir": self.state_dir}
         log.info("%s is mounted on %s", self.config.source, self.config.mountpoint, extra={"fields": fields})
@@ -401,8 +402,9 @@ class Mount:
                     await self.committer.commit()
                 except CaiafsError as error:
                     log.warning("%s", error)
+            place = self._place() or self.config.mountpoint
             try:
-                released = await trio.to_thread.run_sync(kernel.let_go, self.config.mountpoint)
+                released = await trio.to_thread.run_sync(kernel.let_go, place)
             except OSError as error:
                 log.warning("%s could not be unmounted in peace: %s", self.config.mountpoint, error.strerror)
                 released = False
@@ -533,12 +535,21 @@ class Mount:
     async def _forget(names: list[tuple[int, bytes]], inodes: set[int]) -> None:
         await trio.to_thread.run_sync(kernel.forget, names, inodes, abandon_on_cancel=True)
 
+    def _place(self) -> str | None:
+        """Where the mount is now."""
+        if self._device is None:
+            return self.config.mountpoint
+        return kernel.place_of(self._device, self.config.mountpoint)
+
     async def _flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""
         if not self._mounted:
             return
+        place = self._place()
+        if place is None:
+            return  # no name leads there any more; who still has files open hands over by closing them
         try:
-            await trio.to_thread.run_sync(kernel.hand_over, self.config.mountpoint)
+            await trio.to_thread.run_sync(kernel.hand_over, place)
         except OSError as error:
             # Also raised for a write-back that failed earlier, whose program was told then.
             log.warning("the kernel could not hand over everything it holds: %s", error)

@@ -14,9 +14,27 @@ from functools import partial
 
 import pyfuse3
 
-from ..control.mounts import unmount
+from ..control.mounts import mount_at, mount_table, unmount
 
 log = logging.getLogger(__name__)
+
+
+def device_of(path: str) -> str:
+    """The device of the filesystem at *path*, as the table of mounts has it: major:minor."""
+    found = os.stat(path).st_dev
+    return f"{os.major(found)}:{os.minor(found)}"
+
+
+def place_of(device: str, path: str) -> str | None:
+    """Where *device* is mounted now: at *path*, or elsewhere if that was renamed; None: nowhere.
+
+    A name alone may lead to the directory below, or to another mount, and what is done there would
+    not be done to ours. Reads the table only.
+    """
+    usual = mount_at(path)
+    if usual is not None and usual.device == device:
+        return path
+    return next((mount.mountpoint for mount in mount_table() if mount.device == device), None)
 
 
 def hand_over(path: str) -> None:

@@ -220,6 +220,7 @@ class Recorder:
     def __init__(self, base: str) -> None:
         self.base = os.path.abspath(base)
         self.calls: list[Call] = []
+        self.writes = 0
         self._lock = threading.RLock()
         self._fds: dict[int, tuple[int, bool]] = {}  # fd -> inode number, O_APPEND
         self.origin = scan(self.base)
@@ -227,12 +228,9 @@ class Recorder:
         self._next = len(self._platter.inodes)
         self._saved: list[tuple[Any, str, Any]] = []
 
-    @property
-    def writes(self) -> int:
-        return sum(call.kind == "write" for call in self.calls)
-
     def _note(self, call: Call) -> None:
         self.calls.append(call)
+        self.writes += call.kind == "write"
         self._platter.play(call)
 
     def _new(self, folder: bool, mode: int) -> int:

@@ -74,7 +74,8 @@ class Mark(NamedTuple):
 class Recording:
     """A workload that was recorded, with every tree that it went through."""
 
-    def __init__(self, base: Path, seed: int, changes: int) -> None:
+    def __init__(self, base: Path, seed: int, changes: int, writes: int = 0) -> None:
+        """Record at least so many *changes*, and go on until so many *writes* were made."""
         self.rng = random.Random(seed)
         self.trees: list[Tree] = []
         self.views: list[dict[str, tuple[str, str]]] = []
@@ -86,7 +87,7 @@ class Recording:
         with self.recorder:
             self._mark("begin", 0)
             life = Life(base, memory=1 << 20, segment_size=64 << 10)
-            trio.run(self._work, life, changes)
+            trio.run(self._work, life, changes, writes)
             life.close()
         self.recorder.assert_complete()
         self.by_tree: dict[str, list[int]] = {}
@@ -98,11 +99,13 @@ class Recording:
 
     # ---- the workload
 
-    async def _work(self, life: Life, changes: int) -> None:
+    async def _work(self, life: Life, changes: int, writes: int) -> None:
         await self._note(life)
         async with trio.open_nursery() as nursery:
             busy = trio.CapacityLimiter(1)
-            for number in range(1, changes + 1):
+            number = 0
+            while number < changes or self.recorder.writes < writes:
+                number += 1
                 self._mark("begin", number)
                 with contextlib.suppress(FSError):  # refused, and so nothing changed
                     await self._change(life, number)
@@ -241,7 +244,7 @@ class Outcome:
     def __init__(self) -> None:
         self.states = 0
         self.recoveries = 0
-        self.oldest = 0
+        self.newer_than_promised = 0
         self.commits = 0
 
 
@@ -340,7 +343,7 @@ class Prover:
                 f"{where}: the mount shows no tree between change {kept} and {begun} (but {numbers}); "
                 f"against {nearest}: {_differences(self.recording.trees[nearest], tree)[:6]}"
             )
-        self.outcome.oldest = max(self.outcome.oldest, begun - fitting[0])
+        self.outcome.newer_than_promised += fitting[-1] > kept
         return fitting[-1]
 
     async def _go_on(self, life: Life, number: int, where: str) -> None:

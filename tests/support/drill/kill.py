@@ -63,7 +63,8 @@ class Tally:
 
     @property
     def total(self) -> int:
-        return sum(self.kills.values())
+        """Kills of the daemon, after each of which everything was looked at."""
+        return sum(count for kind, count in self.kills.items() if kind != "worker alone")
 
 
 class Drill:
