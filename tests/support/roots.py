@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from support.console import Console
+
 SOURCE = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CAIAFS_TEST_CACHE", SOURCE / ".cache"))
 SUITE = "bookworm"
@@ -166,6 +168,13 @@ class FreshMachine:
             said = f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
             pytest.fail(f"$ {command}\nexited {done.returncode}, not {status}\n{said}")
         return done
+
+    def console(self, user: str) -> Console:
+        """A shell of *user* in the guest, for following a page of the documentation."""
+        home = f"/home/{user}"
+        env = {"PATH": PATH, "HOME": home, "USER": user, "LC_ALL": "C.UTF-8", **self._pip}
+        words = ["nsenter", "-t", self._inside, "-m", "-p", "-r", f"--wdns={home}", "--"]
+        return Console([*words, "setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"], env)
 
     def install(self, *packages: str) -> None:
         """apt-get install, without recommended packages."""

@@ -19,7 +19,7 @@ from caiafs.records import side
 PACKAGE = Path(caiafs.__file__).parent
 ROOT = PACKAGE.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FORMAT = (DOCS / "journal-format.md").read_text()
 
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
