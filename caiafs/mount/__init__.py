@@ -140,6 +140,17 @@ def _open_store(config: Config) -> Store:
     return Store.create(config.repo, os.fsencode(config.branch or "main"))
 
 
+def _warn_of_an_unborn_branch(config: Config, branch: bytes, others: list[bytes]) -> None:
+    # Such as a bare clone or backup, made with another name for the first branch than its content has.
+    if others:
+        names = ", ".join(os.fsdecode(name) for name in others[:5]) + (", …" if len(others) > 5 else "")
+        log.warning(
+            "HEAD of %s names the branch %s, which has no commit: the mount begins empty. The repository has "
+            "%s: mount one of them with -o branch=NAME",
+            config.repo, os.fsdecode(branch), names,
+        )  # fmt: skip
+
+
 def _choose_branch(config: Config, store: Store) -> bytes:
     """The branch to mount. Refuses one that a work tree has checked out: its files would not follow."""
     branch = os.fsencode(config.branch) if config.branch else store.head_branch()
@@ -147,6 +158,8 @@ def _choose_branch(config: Config, store: Store) -> bytes:
         raise MountError(
             f"{config.repo}: HEAD names no branch (it is detached); name one with -o branch=NAME"
         )
+    if config.branch is None and store.read_ref(b"refs/heads/" + branch) is None:
+        _warn_of_an_unborn_branch(config, branch, store.branches())
     place = store.checked_out_at(branch)
     if place is not None and not config.ro:
         name = os.fsdecode(branch)

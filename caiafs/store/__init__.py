@@ -189,6 +189,10 @@ class Store:
         """Short name of the branch HEAD points at, born or not; None when HEAD is detached."""
         return self._layout.head_branch()
 
+    def branches(self) -> list[bytes]:
+        """The short names of all branches that have a commit, in order."""
+        return self._refs.branches()
+
     def checked_out_at(self, branch: bytes) -> str | None:
         """The work tree that has *branch* checked out (or is rebasing it); None if there is none.
 

@@ -59,6 +59,18 @@ class Refs:
         name = self._resolve(refname)
         return self._read_one(name)
 
+    def branches(self) -> list[bytes]:
+        """The short names of all branches that have a commit, in order."""
+        heads = self._path(b"refs/heads")
+        found = {name for name in self._packed_refs() if name.startswith(b"refs/heads/")}
+        for folder, _, files in os.walk(os.fsencode(heads)):
+            below = os.path.relpath(folder, os.fsencode(heads))
+            for name in files:
+                full = os.path.normpath(os.path.join(b"refs/heads", below, name))
+                if valid_ref(full) and self._loose(full) is not None:
+                    found.add(full)
+        return sorted(name.removeprefix(b"refs/heads/") for name in found)
+
     def signature(self, refname: bytes) -> tuple[object, ...]:
         """A token that changes whenever *refname* may point elsewhere. Costs one small read or two stats.
 

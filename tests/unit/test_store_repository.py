@@ -43,6 +43,18 @@ def ordinary(base: Path, name: str = "work") -> Path:
     return base / name
 
 
+def test_branches_are_listed_loose_packed_and_deep(tmp_path: Path) -> None:
+    work = ordinary(tmp_path)
+    store = Store.open(str(work))
+    for name in ("a", "deep/er", "packed"):
+        git(work, "branch", name)
+    git(work, "pack-refs", "--all")
+    git(work, "branch", "deep/later")
+    git(work, "branch", "-D", "a")
+    (work / ".git/refs/heads/main.lock").touch()
+    assert store.branches() == [b"deep/er", b"deep/later", b"main", b"packed"]
+
+
 # --- creating -------------------------------------------------------------------------------------
 
 
