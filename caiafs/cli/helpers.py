@@ -13,13 +13,14 @@ import errno
 import getopt
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from caiafs.cli import mounting
 from caiafs.config import Config, Remount, split_options, split_remount
 from caiafs.control import ControlError, Mount, call_socket, locate, mount_at
+from caiafs.control.mounts import hand_over, unmount
 from caiafs.control.mounts import remount as remount_kernel
-from caiafs.control.mounts import unmount
 from caiafs.errors import MountError, UsageError
 
 MOUNT_USAGE = "usage: mount.caiafs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]"
@@ -91,7 +92,10 @@ def _drain(mounted: Mount) -> int | None:
     try:
         location = locate(mounted.mountpoint, DRAIN_TIMEOUT)
         daemon = mounting.open_process(location.pid)
-        call_socket(location.state_dir, "drain", None, DRAIN_TIMEOUT)
+        # Here, and not in the daemon: where an automounter ends an idle mount, only who was started
+        # by it gets to the place.
+        flushed = _hand_over(mounted.mountpoint)
+        call_socket(location.state_dir, "drain", {"flushed": flushed}, DRAIN_TIMEOUT)
     except ControlError as problem:
         if problem.errno == errno.ENOTCONN:
             return None  # its daemon is dead: only the mount is left to take away
@@ -101,6 +105,25 @@ def _drain(mounted: Mount) -> int | None:
             file=sys.stderr,
         )
     return daemon
+
+
+def _hand_over(mountpoint: str) -> bool:
+    """Let the kernel hand over what it holds; False if it did not, and the daemon is to see to it."""
+    done: list[bool] = []
+
+    def work() -> None:
+        try:
+            hand_over(mountpoint)
+        except OSError:
+            done.append(False)  # not permitted, or a write-back that failed: the daemon's own try says so
+        else:
+            done.append(True)
+
+    # A daemon that hangs must not hang umount(8): the thread ends with us.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(DRAIN_TIMEOUT)
+    return bool(done and done[0])
 
 
 def _remount(mountpoint: str, wanted: Remount) -> int:

@@ -28,6 +28,8 @@ class Probes:
         self._fs = fs
         self._committer = committer
         self._changed = trio.Event()
+        self.noticed = trio.Event()
+        """Set when a tier's health changed, for whoever shows it; they put a new one in its place."""
         self._again_at = math.inf
         self._attempts = 0
         for tier in fs.health.tiers:
@@ -35,6 +37,7 @@ class Probes:
 
     def _wake(self) -> None:
         self._changed.set()
+        self.noticed.set()
 
     async def run(self) -> None:
         """Until cancelled."""

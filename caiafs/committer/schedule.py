@@ -80,8 +80,6 @@ class Committer:
         self.last_commit_at: float | None = None
         self.last_subject = ""
         self.stopping = False
-        self.troubled = trio.Event()
-        """Set when a commit has failed, for whoever shows it; they put a new one in its place."""
 
     # ---- starting
 
@@ -323,7 +321,10 @@ class Committer:
             self.commits += 1
             self.last_commit_at = time.time()
             self.last_subject = done.subject
-            log.info("committed %s: %s", (done.commit or NO_OID).hex()[:12], done.subject)
+            commit = (done.commit or NO_OID).hex()
+            fields = {"event": "committed", "commit": commit, "paths": done.changed_paths,
+                      "seconds": f"{seconds:.3f}"}  # fmt: skip
+            log.info("committed %s: %s", commit[:12], done.subject, extra={"fields": fields})
 
     async def _write(self, batch: Batch, order: Order) -> Done:
         """The worker's answer. Where callers wait, it has `operation_timeout`, and another process' lock
@@ -418,9 +419,9 @@ class Committer:
 
     def failed(self, error: CaiafsError) -> float:
         """Git does not work; returns the seconds until the next try."""
-        self.troubled.set()
         if self.trouble != str(error):
-            log.warning("commit failed, will be tried again: %s", error)
+            fields = {"event": "commit-failed", "errno": error.errno}
+            log.warning("commit failed, will be tried again: %s", error, extra={"fields": fields})
         locked = isinstance(error, Refused) and error.locked
         pause = self.health.trouble(
             str(error), error.errno, ceiling=self._policy.locked_ceiling if locked else None
@@ -435,7 +436,7 @@ class Committer:
 
     def _recovered(self) -> None:
         if self.health.worked():
-            log.info("git works again")
+            log.info("git works again", extra={"fields": {"event": "git-works-again"}})
 
     # ---- what comes from outside
 
@@ -500,7 +501,13 @@ class Committer:
         for change in changes:
             await adoption.take(change)
         await self._invalidate(adoption.touched)
-        log.info("took in %s from outside: %d changed paths", tip.hex()[:12], len(changes))
+        fields = {"event": "adopted", "commit": tip.hex(), "paths": len(changes)}
+        log.info(
+            "took in %s from outside: %d changed paths",
+            tip.hex()[:12],
+            len(changes),
+            extra={"fields": fields},
+        )
         for note in adoption.notes:
             log.warning("outside change: %s", note)
         unlanded = self.head is not None and self.head != self.landed

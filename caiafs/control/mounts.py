@@ -171,6 +171,30 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise OSError(code, said.splitlines()[-1] if said else f"{command[0]} failed")
 
 
+def hand_over(path: str) -> None:
+    """Return once the kernel has handed over what its write-back cache holds for the mount at *path*.
+
+    It waits for requests that the daemon serves. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd, path)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(fd: int, path: str) -> None:
+    """syncfs(2) of what *fd* is on; *path* is for the error."""
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+
+
+def is_automounted(mountpoint: str) -> bool:
+    """Whether an automounter waits below the mount at *mountpoint*."""
+    return any(each.fstype == "autofs" and each.mountpoint == mountpoint for each in mount_table())
+
+
 _FLAGS = {  # linux/mount.h
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
     "nodiratime": 2048, "relatime": 1 << 21, "strictatime": 1 << 24,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pwd
 import signal
@@ -27,7 +28,7 @@ from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
 from ..committer.worker import Place
 from ..config import Config
-from ..control.mounts import mount_at, note_helper
+from ..control.mounts import hand_over, is_automounted, mount_at, note_helper
 from ..errors import (
     BranchLocked,
     CaiafsError,
@@ -62,6 +63,8 @@ log = logging.getLogger(__name__)
 
 MAX_TASKS = 64
 """Requests served at once; the kernel queues more."""
+AUTOMOUNT_PATIENCE = 10.0
+"""Seconds that the kernel gets to hand over what it holds where an automounter may be in the way."""
 PINNED_AFTER = 1.0
 """Seconds that the kernel gets to end an unmounted mount by itself."""
 LOCK_PATIENCE = 3.0
@@ -240,6 +243,7 @@ class Mount:
         self._reload_trouble = ""
         self._leaving = trio.Event()
         self._taken_away = False
+        self._automounted = False
         self.http = self._http_server()
 
     def _http_server(self) -> HttpServer | None:
@@ -284,7 +288,8 @@ class Mount:
             landed = None if last.landed == NO_OID else last.landed
         self.committer.attach(head, side.oid if side is not None else None, landed, tip)
         if self.fs.replayed:
-            log.info("replayed %d records of the journal", self.fs.replayed)
+            fields = {"event": "replayed", "records": self.fs.replayed}
+            log.info("replayed %d records of the journal", self.fs.replayed, extra={"fields": fields})
         for path in self.journal.set_aside:
             log.warning("the journal's end was cut off after a crash; what looked whole is in %s", path)
 
@@ -380,6 +385,7 @@ class Mount:
         await started.wait()
         self._device = await trio.to_thread.run_sync(kernel.device_of, self.config.mountpoint)
         await trio.to_thread.run_sync(note_helper, self.config.mountpoint)
+        self._automounted = is_automounted(self.config.mountpoint)
         fields = {"event": "mounted", "branch": os.fsdecode(self.branch), "state_dir": self.state_dir}
         log.info("%s is mounted on %s", self.config.source, self.config.mountpoint, extra={"fields": fields})
         ready()
@@ -443,8 +449,8 @@ class Mount:
         return not self.fs.is_dirty and self.report.state() == "healthy"
 
     async def stirred(self) -> None:
-        """A change was made, or a commit failed."""
-        self.committer.troubled = trio.Event()
+        """A change was made, or a tier's health changed."""
+        self.probes.noticed = trio.Event()
         async with trio.open_nursery() as nursery:
 
             async def first(event: trio.Event) -> None:
@@ -452,7 +458,7 @@ class Mount:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(first, self.fs.changed)
-            nursery.start_soon(first, self.committer.troubled)
+            nursery.start_soon(first, self.probes.noticed)
 
     def progress(self) -> tuple[int, ...]:
         """Figures that stand still when nothing gets on. For other threads, too."""
@@ -512,7 +518,9 @@ class Mount:
         self.report.reconfigure(self.config)
         if closed:
             await self.committer.drain()
-        log.info("%s is %s now", self.config.mountpoint, "read-only" if closed else "open to writers")
+        fields = {"event": "remounted", "ro": closed}
+        said = "read-only" if closed else "open to writers"
+        log.info("%s is %s now", self.config.mountpoint, said, extra={"fields": fields})
         self.notifier.status(self.status_line())
 
     async def _drain(self) -> None:
@@ -561,8 +569,13 @@ class Mount:
         place = self._place()
         if place is None:
             return  # no name leads there any more; who still has files open hands over by closing them
+        # While an automounter ends an idle mount, whoever goes there has to wait for that end: for ours.
+        limit = AUTOMOUNT_PATIENCE if self._automounted else math.inf
         try:
-            await trio.to_thread.run_sync(kernel.hand_over, place)
+            with trio.fail_after(limit):
+                await trio.to_thread.run_sync(hand_over, place, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            log.warning("the kernel did not hand over all it holds within %g s", limit)
         except OSError as error:
             # Also raised for a write-back that failed earlier, whose program was told then.
             log.warning("the kernel could not hand over everything it holds: %s", error)
@@ -594,7 +607,8 @@ class Mount:
 
     async def _do_drain(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
         if not self.born_read_only:
-            await self._flush_kernel()
+            if not arguments.get("flushed"):
+                await self._flush_kernel()
             await self.committer.drain()
         head = self.committer.head
         return {"commit": head.hex() if head else None}

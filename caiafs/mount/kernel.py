@@ -5,7 +5,6 @@ Every call here may wait for requests that the event loop serves, so it runs in 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -14,7 +13,7 @@ from functools import partial
 
 import pyfuse3
 
-from ..control.mounts import mount_at, mount_table, unmount
+from ..control.mounts import mount_at, mount_table, sync_filesystem, unmount
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +36,6 @@ def place_of(device: str, path: str) -> str | None:
     return next((mount.mountpoint for mount in mount_table() if mount.device == device), None)
 
 
-def hand_over(path: str) -> None:
-    """Return once the kernel has handed over what its write-back cache holds. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _syncfs(fd, path)
-    finally:
-        os.close(fd)
-
-
 def let_go(path: str) -> bool:
     """Unmount *path*, which hands everything over; False if programs still use it.
 
@@ -62,7 +52,7 @@ def let_go(path: str) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         unmount(path, lazy=True)
-        _syncfs(fd, path)
+        sync_filesystem(fd, path)
     finally:
         os.close(fd)
     return False
@@ -82,9 +72,3 @@ def forget(names: list[tuple[int, bytes]], inodes: Iterable[int] = ()) -> None:
         except OSError as error:
             if error.errno != errno.ENOENT:  # the kernel never knew it, or forgot it
                 log.warning("the kernel could not be told that something changed: %s", error)
-
-
-def _syncfs(fd: int, path: str) -> None:
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)

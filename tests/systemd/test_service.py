@@ -117,7 +117,8 @@ def test_is_ready_when_it_serves_and_says_how_it_is(machine: Machine) -> None:
               "MESSAGE": f"{service.repository} is mounted on {service.mountpoint}"}  # fmt: skip
     assert {name: mounted[name] for name in wanted} == wanted
     assert mounted["CODE_FILE"].endswith("mount/__init__.py")
-    assert machine.ask("journalctl", "-o", "cat", f"CAIAFS_MOUNT={service.mountpoint}", "-g", "committed")
+    (committed,) = service.events("CAIAFS_EVENT=committed")
+    assert committed["CAIAFS_COMMIT"] == service.git("rev-parse", "main").strip()
     service.stop()
     assert (service.shown("ActiveState"), service.shown("Result")) == ("inactive", "success")
     assert service.mounts() == 0

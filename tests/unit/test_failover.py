@@ -805,8 +805,10 @@ def test_probes_bring_tiers_back_without_a_call(stage: Stage) -> None:
             nursery.start_soon(probes.run)
             await trio.testing.wait_all_tasks_blocked()
             stage.fail("both")
+            assert not probes.noticed.is_set()
             await refused(stage, lambda: stage.core.put(b"one"))
             assert stage.fs.health.state == "failed"
+            assert probes.noticed.is_set(), "whoever shows the health is woken"
             await trio.sleep(100)
             assert stage.fs.health.state == "failed"
             assert stage.fs.health.git.failures > 4

@@ -121,7 +121,7 @@ def test_umount8_commits_unmounts_and_waits(
     fake.config["pid"] = daemon.pid
     fake.write("config", fake.config)
     assert umount_helper([str(fake.path), "-n", "-v", "-t", "fuse.caiafs"]) == 0
-    assert fake.asked == [("drain", {})]
+    assert fake.asked == [("drain", {"flushed": True})]
     assert unmounted == [(str(fake.path), False)]
     assert daemon.wait() == 0
     assert "unmounted" in capsys.readouterr().err
