@@ -54,6 +54,8 @@ class Directories:
         self._loaded: dict[Directory, None] = {}
         self.unfit: dict[int, str] = {}
         self._swept_at = 0
+        self.prune_in_kernel: Callable[[list[tuple[int, bytes]]], None] | None = None
+        """Makes the kernel forget names, some time later; set once there is a kernel."""
 
     def reconfigure(self, config: Config) -> None:
         """Obey other settings while it serves; not every one may differ (see mount/reload.py)."""
@@ -161,20 +163,30 @@ class Directories:
         beside = self.journal.volatile_bytes
         self.memory.reserve(count * NODE_COST + beside)
         if count * NODE_COST > self.memory.limit // 2 and count > self._swept_at * 1.1:
-            self._sweep(self.memory.limit // 2 // NODE_COST)
+            self._sweep(self.memory.limit * 2 // 5 // NODE_COST)
             self._swept_at = len(self.tree.nodes)
             self.memory.reserve(self._swept_at * NODE_COST + beside)
 
     def _sweep(self, goal: int) -> None:
-        """Unload directories, the longest loaded first, until at most *goal* inodes are left."""
+        """Unload directories, the longest loaded first, until at most *goal* inodes are left.
+
+        What only the kernel still knows it is asked to forget; the next sweep finds it forgotten.
+        """
+        known: list[tuple[int, bytes]] = []
         for directory in list(self._loaded):
-            if len(self.tree.nodes) <= goal:
-                return
+            if len(self.tree.nodes) - len(known) <= goal:
+                break
             if self.tree.get(directory.ino) is not directory or directory.children is None:
                 del self._loaded[directory]
-            elif directory.ino not in self._loading and self.tree.can_unload(directory):
-                self.tree.unload(directory)
-                del self._loaded[directory]
+            elif directory.ino not in self._loading:
+                names = self.tree.known_in_kernel(directory)
+                if names:
+                    known += [(directory.ino, name) for name in names]
+                elif names is not None:
+                    self.tree.unload(directory)
+                    del self._loaded[directory]
+        if known and self.prune_in_kernel is not None:
+            self.prune_in_kernel(known)
 
 
 def shown(path: bytes) -> str:

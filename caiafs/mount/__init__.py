@@ -240,6 +240,7 @@ class Mount:
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
         self._device: str | None = None
+        self._pruning = False
         self._reload_trouble = ""
         self._leaving = trio.Event()
         self._taken_away = False
@@ -360,6 +361,7 @@ class Mount:
     def _kernel(self, started: trio.Event) -> Operations:
         virtual = Virtual(self.report.files(), visible=self.config.virtual == "visible")
         operations = Operations(self.fs, virtual, self.metrics, started.set, self.store.git_dir)
+        self.fs.prune_in_kernel = self._prune_later
         if not self.config.ro:
             self.fs.write_through = self.committer.reach
             self.fs.forget_in_kernel = self._forget_later
@@ -561,6 +563,18 @@ class Mount:
         if self._device is None:
             return self.config.mountpoint
         return kernel.place_of(self._device, self.config.mountpoint)
+
+    def _prune_later(self, names: list[tuple[int, bytes]]) -> None:
+        """Inodes take more memory than they may: the kernel is to let go of these. One lot at a time."""
+        if self._mounted and not self._pruning:
+            self._pruning = True
+            trio.lowlevel.spawn_system_task(self._prune, names)
+
+    async def _prune(self, names: list[tuple[int, bytes]]) -> None:
+        try:
+            await trio.to_thread.run_sync(kernel.prune, names, abandon_on_cancel=True)
+        finally:
+            self._pruning = False
 
     async def _flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""

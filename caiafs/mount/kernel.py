@@ -72,3 +72,17 @@ def forget(names: list[tuple[int, bytes]], inodes: Iterable[int] = ()) -> None:
         except OSError as error:
             if error.errno != errno.ENOENT:  # the kernel never knew it, or forgot it
                 log.warning("the kernel could not be told that something changed: %s", error)
+
+
+def prune(names: list[tuple[int, bytes]]) -> None:
+    """Make the kernel forget these files, which have not changed, so that they cost nobody memory.
+
+    Not for directories: who works in one would find it gone from under them.
+    """
+    for parent, name in names:
+        try:
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                log.warning("the kernel could not be asked to forget a name: %s", error)
+                return

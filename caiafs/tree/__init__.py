@@ -175,17 +175,30 @@ class Tree:
 
     def can_unload(self, directory: Directory) -> bool:
         """True if *directory* can be read from git again at any time, and nobody uses its entries."""
+        return self.known_in_kernel(directory) == []
+
+    def known_in_kernel(self, directory: Directory) -> list[bytes] | None:
+        """Names that the kernel knows, and nobody uses: without them *directory* could be unloaded.
+
+        None if it could not in any case. Of directories, only the kernel can tell whether somebody
+        works in them, so one that it knows stands in the way.
+        """
         if not directory.children or directory.changed or directory.frozen is not None or directory.opens:
-            return False
-        for child in directory.children.values():
-            if child.lookups or child.opens:
-                return False
+            return None
+        if directory.tree_oid is None and directory.side_oid is None:
+            return None
+        known = []
+        for name, child in directory.children.items():
+            if child.opens:
+                return None
             if isinstance(child, Directory):
-                if child.children is not None or child.changed or child.frozen is not None:
-                    return False
+                if child.lookups or child.children is not None or child.changed or child.frozen is not None:
+                    return None
             elif child.nlink > 1 or (isinstance(child, File) and child.content.oid is None):
-                return False
-        return directory.tree_oid is not None or directory.side_oid is not None
+                return None
+            elif child.lookups:
+                known.append(name)
+        return known
 
     def unload(self, directory: Directory) -> int:
         """Forget the entries of *directory*; returns how many. `can_unload` was asked in the same step."""

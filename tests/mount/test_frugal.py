@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -66,6 +67,38 @@ def test_descriptors_do_not_grow_with_commits(mounts: Mounts) -> None:
     after = max(len(os.listdir(f"/proc/{process.pid}/fd")) for process in mount.family())
     assert max(counts) - counts[0] < 30, counts
     assert after - counts[0] < 60
+
+
+def test_a_large_tree_that_was_walked_is_let_go_of(mounts: Mounts) -> None:
+    """The kernel would keep all of it. Who has a file open, or works in a folder, notices nothing."""
+    mount = mounts("memory=2MiB")
+    for folder in range(40):
+        (mount.path / f"d{folder}").mkdir()
+        for number in range(50):
+            (mount.path / f"d{folder}" / f"f{number}").write_bytes(b"%d" % number)
+    mount.umount()
+    mount.start()
+    words = ["sh", "-c", "read x; pwd -P; cat f7"]
+    with (
+        subprocess.Popen(
+            words, cwd=mount.path / "d0", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as inside,
+        open(mount.path / "d0" / "f3", "rb") as opened,
+    ):
+        for _ in range(2):
+            for folder in range(40):
+                with os.scandir(mount.path / f"d{folder}") as listing:
+                    assert sum(entry.stat().st_size for entry in listing) == 90
+        wait_until(lambda: inodes(mount) < 1600, 20, "a smaller tree in memory")
+        assert opened.read() == b"3"
+        assert (mount.path / "d0" / "f3").read_bytes() == b"3"
+        said, _ = inside.communicate("go\n")
+    assert said.splitlines() == [str(mount.path / "d0"), "7"]
+
+
+def inodes(mount: Mount) -> int:
+    list(os.scandir(mount.path / "d39"))
+    return int(mount.stats()["storage_stats"]["memory"]["inode_bytes"]) // 700
 
 
 def test_writers_that_sync_share_flushes(mount: Mount) -> None:

@@ -198,6 +198,37 @@ def test_a_walk_is_forgotten_within_the_budget(tmp_path: Path) -> None:
     core.close()
 
 
+def test_what_only_the_kernel_knows_it_is_asked_to_forget(tmp_path: Path) -> None:
+    """A kernel with plenty of memory keeps every inode it has seen; the daemon does not have that much."""
+    limit = 1 << 20
+    core = Core(tmp_path)
+    trio.run(put_many, core, 60, 40)
+    core.commit()
+    core = core.crash(memory=limit)
+    asked: list[tuple[int, bytes]] = []
+    core.fs.prune_in_kernel = asked.extend
+    most = 0
+
+    async def walk() -> None:
+        nonlocal most
+        for folder in range(60):
+            directory = await core.find(b"d%d" % folder)
+            assert isinstance(directory, Directory)
+            for child in (await core.fs.children(directory)).values():
+                child.lookups += 1
+            most = max(most, len(core.tree.nodes))
+            while asked:
+                parent, name = asked.pop()
+                known = core.tree.nodes[parent]
+                assert isinstance(known, Directory)
+                assert known.children is not None
+                core.tree.forget(known.children[name], 1)
+
+    trio.run(walk)
+    assert most * NODE_COST < limit
+    core.close()
+
+
 def test_bytes_that_git_has_are_not_needed_in_memory(tmp_path: Path) -> None:
     """What is held counts against the budget in full, overhead included, and goes when it has to."""
     core = Core(tmp_path, memory=1 << 20)
