@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib
 import io
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from support.mounts import environment
 import caiafs
 from caiafs import control
 from caiafs.cli import asking, doctor, main, mounting, render
+from caiafs.cli.parser import build_parser
 from caiafs.config import OPTIONS, Config
 from caiafs.errors import CaiafsError, RepositoryMissing
 from caiafs.mount import logs
@@ -52,20 +54,28 @@ def test_wrong_words_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]
     assert "usage: caiafs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command", ["mount", "umount", "commit", "sync", "status", "reload", "check", "doctor", "install-units"]
-)
+def every_command(parser: argparse.ArgumentParser, *above: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command, also of those below others."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield (*above, name)
+                yield from every_command(below, *above, name)
+
+
+@pytest.mark.parametrize("command", list(every_command(build_parser())), ids=" ".join)
 def test_every_command_explains_itself_within_a_terminals_width(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command, "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert max(map(len, text.splitlines())) <= 100
-    assert "example" in text or command == "doctor"
-    if command == "mount":
+    assert "example" in text or command == ("doctor",)
+    assert text.startswith(f"usage: caiafs {' '.join(command)}")
+    if command == ("mount",):
         for option in OPTIONS:
             assert f"\n  {option.name}" in text
 

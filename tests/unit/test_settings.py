@@ -82,6 +82,34 @@ def test_every_setting_is_taken_from_every_place_and_the_highest_wins(option: Op
     assert (value(option, config), config.origins[option.field]) == (option.parse(high), "-o")
 
 
+@pytest.mark.parametrize(
+    ("old", "raw", "name", "value", "higher"),
+    [
+        ("PRIMARY_BACKEND", "git", "primary", "git", "memory"),
+        ("GOVC_REPO_NAME", "old", "fsname", "old", "new"),
+        ("PORT", "8080", "http", "127.0.0.1:8080", "127.0.0.1:9090"),
+        ("CAIA_REPO_PATH", "/srv/old.git", "repo", "/srv/old.git", "/srv/new.git"),
+    ],
+)
+def test_names_of_the_older_program_are_lowest(
+    old: str, raw: str, name: str, value: str, higher: str, tmp_path: Path
+) -> None:
+    field = {"fsname": "source"}.get(name, name)
+    environ = {old: raw}
+    repo = None if name == "repo" else "/r"
+    config = Config.load(repo, "/m", [], environ)
+    assert (getattr(config, field), config.origins[field]) == (value, f"environment {old}")
+    file = tmp_path / "c.toml"
+    file.write_text(f'{name} = "{higher}"\n')
+    assert getattr(Config.load(repo, "/m", [], environ, str(file)), field) == higher
+    if name == "repo":
+        assert Config.load(higher, "/m", [], environ).repo == higher
+    else:
+        assert getattr(Config.load(repo, "/m", [f"{name}={higher}"], environ), field) == higher
+        environ[f"CAIAFS_{name.upper()}"] = higher
+        assert getattr(Config.load(repo, "/m", [], environ), field) == higher
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_every_setting_is_a_flag(option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
     taken(option)
