@@ -164,7 +164,7 @@ class WorkerProcess:
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: ASYNC220
-                    [sys.executable, "-c", _START, str(os.getpid())],
+                    [sys.executable, "-P", "-c", _START, str(os.getpid())],
                     stdin=theirs.fileno(), stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,  # ours is a terminal until the mount serves
                     pass_fds=self._inherit, cwd="/",

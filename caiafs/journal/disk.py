@@ -25,6 +25,17 @@ class Disk(Protocol):
     def sync_directory(self, directory: str) -> None: ...
 
 
+def private_directory(path: str) -> int:
+    """The directory *path* as a descriptor. OSError for a symbolic link, and for a directory that anybody but
+    its owner, this user or root, may write to: who can, puts a journal of his own in place of ours."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
+        os.close(fd)
+        raise OSError(errno.EPERM, "others may write there, or own it: `chmod 700` it, or move it away", path)
+    return fd
+
+
 class RealDisk:
     """The disk of the machine. Files are 0600 and symlinks are not followed.
 
@@ -44,8 +55,7 @@ class RealDisk:
         directory, name = os.path.split(path)
         fd = self._directories.get(directory)
         if fd is None:
-            fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._directories[directory] = fd
+            fd = self._directories[directory] = private_directory(directory or ".")
         return fd, name
 
     def open(self, path: str, *, create: bool) -> int:

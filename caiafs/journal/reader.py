@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import JournalDamaged
+from .disk import private_directory
 from .segment import start_in_name
 
 
@@ -25,6 +26,7 @@ class Reader:
     def __init__(self, directory: str, volatile: Sequence[Volatile] = ()) -> None:
         self.directory = directory
         self._volatile = volatile
+        self._place = -1
         self._starts: list[int] = []
         self._fds: dict[int, int] = {}
 
@@ -35,8 +37,9 @@ class Reader:
         fd = self._fds.get(start)
         if fd is None:
             if inside is None:
-                path = os.path.join(self.directory, f"{start:016x}.seg")
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(
+                    f"{start:016x}.seg", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._opened()
+                )
             else:
                 fd = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)  # a link that only the kernel makes
             self._fds[start] = fd
@@ -45,10 +48,15 @@ class Reader:
             raise JournalDamaged(f"{self.directory}: the segment at {start} ends before {position + length}")
         return data
 
+    def _opened(self) -> int:
+        if self._place < 0:
+            self._place = private_directory(self.directory)
+        return self._place
+
     def _start_of(self, position: int) -> int:
         index = bisect_right(self._starts, position) - 1
         if index < 0 or index == len(self._starts) - 1:
-            starts = map(start_in_name, os.listdir(self.directory))
+            starts = map(start_in_name, os.listdir(self._opened()))
             self._starts = sorted(start for start in starts if start is not None)
             index = bisect_right(self._starts, position) - 1
         if index < 0:
@@ -59,5 +67,8 @@ class Reader:
         """Close all files."""
         for fd in self._fds.values():
             os.close(fd)
+        if self._place >= 0:
+            os.close(self._place)
+            self._place = -1
         self._fds = {}
         self._starts = []

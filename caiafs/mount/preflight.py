@@ -279,6 +279,11 @@ def acquire_lock(state_dir: str, branch: bytes | str, mountpoint: str) -> Lock:
         raise _error(f"cannot open {path}: {problem.strerror}", problem.errno or errno.EIO) from None
     finally:
         os.close(directory)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(fd)
+        raise _error(f"{path} is not a file of yours: move it away", errno.EPERM)
+    os.fchmod(fd, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -316,11 +321,20 @@ def read_lock(state_dir: str) -> dict[str, object] | None:
 
 def _private_directory(state_dir: str) -> int:
     try:
-        os.makedirs(os.path.dirname(state_dir), exist_ok=True)
+        above = os.path.dirname(state_dir)
+        if not os.path.isdir(above):
+            os.makedirs(above, exist_ok=True)
+            os.chmod(above, 0o755)  # whatever the umask is: nobody else may rename what is in it
+        _refuse_replaceable(state_dir, above)
         try:
             os.mkdir(state_dir, 0o700)
         except FileExistsError:
-            pass
+            if os.path.islink(state_dir):
+                raise _error(
+                    f"{state_dir} is a symbolic link, and the mount's state is not kept through one: remove "
+                    f"it, or name the directory itself with -o state_dir=DIR",
+                    errno.ELOOP,
+                ) from None
         _sync_names(state_dir)
         directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as problem:
@@ -345,6 +359,17 @@ def _private_directory(state_dir: str) -> int:
             f"the state directory {state_dir} is open to other users: `chmod 700 {quoted}`", errno.EACCES
         )
     return directory
+
+
+def _refuse_replaceable(state_dir: str, above: str) -> None:
+    """In a directory that everybody writes to, without the sticky bit, anybody could rename ours away."""
+    mode = os.stat(above).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise _error(
+            f"every user may replace {state_dir}, since {above} is open to all for writing: "
+            f"`chmod o-w {shlex.quote(above)}`, or name another place with -o state_dir=DIR",
+            errno.EACCES,
+        )
 
 
 def _sync_names(state_dir: str) -> None:

@@ -12,6 +12,7 @@ from dulwich.config import ConfigFile, StackedConfig
 
 from caiafs.errors import RepositoryMissing, RepositoryUnsupported, StoreError
 from caiafs.store.disk import fsync_dir
+from caiafs.store.refs import valid_ref
 
 _EXTENSIONS = {b"noop", b"preciousobjects", b"partialclone", b"worktreeconfig", b"relativeworktrees"}
 
@@ -147,7 +148,9 @@ def create_bare(path: str, branch: bytes) -> None:
     HEAD comes last: what a crash leaves half made is no repository yet, and is completed next time.
     """
     files = {
-        "config": b"[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n",
+        # Who pushes to a branch must not say how far its mount's journal is in git.
+        "config": b"[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
+        b"[receive]\n\thideRefs = refs/caiafs\n",
         "description": b"Unnamed repository; edit this file 'description' to name the repository.\n",
         "info/exclude": b"# Patterns that git ignores in work trees of this repository.\n",
     }
@@ -219,7 +222,9 @@ def _branch_in(path: str) -> bytes | None:
     if line is None or not line.startswith(b"ref:"):
         return None
     name = line[4:].strip()
-    return name.removeprefix(b"refs/heads/") if name.startswith(b"refs/heads/") else None
+    if not name.startswith(b"refs/heads/") or not valid_ref(name):  # `..` would be a path
+        return None
+    return name.removeprefix(b"refs/heads/")
 
 
 def _branches_used(admin_dir: str) -> set[bytes]:
