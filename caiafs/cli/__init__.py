@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["mount.caiafs"], ["umount.caiafs"]):
         # How the helpers in /sbin find their way here, wherever this is installed.
         return (mount_helper if words[0] == "mount.caiafs" else umount_helper)(words[1:])
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]  # as git has it
     parser = build_parser()
-    arguments, more = parser.parse_known_args(argv)
+    arguments, more = parser.parse_known_args(words)
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return 2

@@ -10,6 +10,8 @@ import pytest
 from support.console import Console, follow, matches, need_tools, steps
 from support.mounts import need_fuse
 
+pytestmark = pytest.mark.timeout(300)
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
 

@@ -301,6 +301,21 @@ def test_wrong_words_are_answered_with_the_nearest_right_one(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["help"], "usage: caiafs [-h]"),
+        (["help", "mount"], "usage: caiafs mount"),
+        (["help", "config", "show"], "usage: caiafs config show"),
+    ],
+)
+def test_help_is_a_command_too(words: list[str], usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(usage)
+
+
 def test_config_alone_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config"]) == 2
     assert "actions:" in capsys.readouterr().err
