@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: demo test check lint format setup share deb package-test bench bench-quick monitoring-test
+.PHONY: crash soak demo test check lint format setup share deb package-test bench bench-quick monitoring-test
 
 demo:
 	@sh .ci/demo
@@ -36,6 +36,20 @@ monitoring-test: setup
 format: setup
 	.venv/bin/ruff format caiafs tests bench tools setup.py
 	.venv/bin/ruff check --fix caiafs tests bench tools setup.py
+
+# The drills of docs/reliability.md, by minutes: kill -9 under load, then power loss at every write; and an hour of
+# everything at once. As root, for small disks that can be filled. SEED repeats a run.
+KILLS = 300
+WRITES = 600
+MINUTES = 60
+SEED = $(shell date +%s)
+
+crash: setup
+	.venv/bin/python tests/crash/run.py kills --kills $(KILLS) --seed $(SEED)
+	.venv/bin/python tests/crash/run.py power --writes $(WRITES) --seed $(SEED)
+
+soak: setup
+	.venv/bin/python tests/crash/run.py soak --minutes $(MINUTES) --seed $(SEED)
 
 # caiafs and its peers at the same work (docs/performance.md). BENCH_ARGS chooses, for example
 # make bench BENCH_ARGS='--cases create,unlink --peers caiafs,bindfs --rounds 3'; --help has the rest.

@@ -1,6 +1,7 @@
 """The drills as commands: `make crash` and `make soak`.
 
     python tests/crash/run.py kills --kills 300 [--seed N]
+    python tests/crash/run.py soak --minutes 60 [--seed N]
     python tests/crash/run.py power --writes 2000 [--seed N] [--jobs 2]
 
 Prints the seed first: the same seed gives the same choices again. What was done is printed at the
@@ -26,9 +27,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 from support.drill.kill import Tally, drill  # noqa: E402
+from support.drill.soak import soak, table  # noqa: E402
 from support.power_drill import Loss, Outcome, Prover, Recording, at_every_write  # noqa: E402
 from support.processes import GUARD  # noqa: E402
 
+SPELL = 90.0
+"""Seconds of a soak on one repository."""
 CHUNK = 50
 """Kills on one repository before a fresh one is taken."""
 
@@ -49,6 +53,26 @@ def kills(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
         )
         seed += 1
     GUARD.close()
+    return vars(tally)
+
+
+def soaking(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Load, kills, faults and other people's git for so many minutes; a fresh repository every so often."""
+    tally = Tally()
+    started = time.monotonic()
+    seed = arguments.seed
+    GUARD.arm(180)
+    while (left := arguments.minutes * 60 - (time.monotonic() - started)) > 0:
+        with soak(base / str(seed), seed, tally) as made:
+            made.run(1 << 30, min(left, SPELL))
+        print(
+            f"{time.monotonic() - started:6.0f} s  seed {seed}: {tally.total} kills, "
+            f"{sum(tally.faults.values())} faults, {tally.operations} operations: nothing lost",
+            flush=True,
+        )
+        seed += 1
+    GUARD.close()
+    print(table(tally, time.monotonic() - started))
     return vars(tally)
 
 
@@ -111,16 +135,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["kills", "power"])
+    parser.add_argument("what", choices=["kills", "power", "soak"])
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--writes", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 10**6))
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     base = Path(tempfile.mkdtemp(prefix="caiafs-drill-"))
-    result = {"kills": kills, "power": power}[arguments.what](arguments, base)
+    result = {"kills": kills, "power": power, "soak": soaking}[arguments.what](arguments, base)
     shutil.rmtree(base)
     print(json.dumps(result, indent=1))
     if arguments.record is not None:

@@ -24,16 +24,24 @@ class History:
         self.exact = 0
         self._counts: dict[str, tuple[int, int]] = {}
         self._tree = ""
+        self.is_deleted = False  # by somebody else, until the next commit makes it again
 
     def _git(self, *words: str, status: int | None = 0) -> str:
         return run("git", "-C", self.repository, *words, status=status).stdout
+
+    def begin_anew(self) -> None:
+        """Somebody rewrote the history: what is on the branch now is where the next look begins."""
+        self.tip = self._git("rev-parse", f"refs/heads/{self.branch}").strip()
+        self._tree = ""
 
     def check(self, writers: list[Writer]) -> list[str]:
         """Look at every commit that is new since the last look; what is wrong, one line each."""
         ref = f"refs/heads/{self.branch}"
         tip = self._git("for-each-ref", "--format=%(objectname)", ref).strip()
         if not tip:
-            return [] if self.tip is None else [f"the branch that was at {self.tip} is gone"]
+            gone = self.tip is not None and not self.is_deleted
+            return [f"the branch that was at {self.tip} is gone"] if gone else []
+        self.is_deleted = False
         if tip == self.tip:
             return []
         lines = []

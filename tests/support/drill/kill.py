@@ -49,6 +49,8 @@ class Tally:
         self.kills: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.stops = 0
         self.rounds = 0
         self.pending = 0
         self.most_pending = 0
@@ -78,6 +80,7 @@ class Drill:
         self.seed = seed
         self.dice = random.Random(seed)
         self.repository = base / "r.git"
+        self.state_dir = self.repository / "caiafs" / "main"
         self.mountpoint = base / "m"
         self.mountpoint.mkdir(exist_ok=True)
         self.log = base / "log"
@@ -145,6 +148,7 @@ class Drill:
         kind = self.dice.choices(KINDS, WEIGHTS)[0]
         self.load(kind)
         self._stop_writers()
+        self.heal()
         clear_stale_mount(self.mountpoint)
         self._count(kind)
         if kind == "in recovery":
@@ -175,8 +179,7 @@ class Drill:
         assert daemon is not None
         for writer in self.writers:
             writer.start()
-        # Sooner than the worker is up, or in the midst of its commits.
-        time.sleep(self.dice.uniform(*self.dice.choice(((0.01, 0.3), (0.3, 1.5)))))
+        self.meanwhile(kind)
         if kind == "at a moment":
             self._reach_moment(daemon)
             return
@@ -194,6 +197,14 @@ class Drill:
             for worker in daemon.workers():
                 worker.end()
         daemon.kill()
+
+    def meanwhile(self, kind: str) -> None:
+        """What happens under load before the end that *kind* asks for: time passes, here."""
+        # Sooner than the worker is up, or in the midst of its commits.
+        time.sleep(self.dice.uniform(*self.dice.choice(((0.01, 0.3), (0.3, 1.5)))))
+
+    def heal(self) -> None:
+        """Whatever `meanwhile` broke is whole again."""
 
     def _stop_while_pending(self, daemon: ForkedDaemon) -> None:
         """SIGSTOP at a moment when git lacks something; the daemon does not run again."""
@@ -285,7 +296,8 @@ class Drill:
     def prove_offline(self, at_rest: bool = False) -> None:
         """`caiafs check` and `git fsck --strict` of what a kill left."""
         said: list[str] = []
-        if run_check(str(self.repository), None, None, False, said.append) != 0:
+        elsewhere = None if self.state_dir.is_relative_to(self.repository) else str(self.state_dir)
+        if run_check(str(self.repository), "main", elsewhere, False, said.append) != 0:
             raise self._failed("caiafs check: " + "\n".join(said))
         done = run("git", "-C", self.repository, "fsck", "--strict", "--full", "--no-dangling", status=None)
         complaints = [
@@ -303,13 +315,13 @@ class Drill:
 
     def pending(self) -> int:
         """Records in the journal that git does not have; nothing is changed, and nobody is asked."""
-        if not (self.repository / "HEAD").exists() or not (self.repository / "caiafs" / "main").is_dir():
+        if not (self.repository / "HEAD").exists() or not self.state_dir.is_dir():
             return 0
         with contextlib.closing(Store.open(str(self.repository))) as store:
             for _ in range(3):
                 oid = store.read_ref(side_ref(b"main"))
                 side = None if oid is None else read_side(store, oid)
-                journal = Journal(str(self.repository / "caiafs" / "main"), read_only=True)
+                journal = Journal(str(self.state_dir), read_only=True)
                 known = side is not None and side.journal == journal.id
                 position = side.position if known and side is not None else journal.begin
                 try:

@@ -7,6 +7,7 @@ between which operations it was taken. It ends when a call fails, which it notes
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -79,12 +80,15 @@ class Writer:
             number += 1
             operation = model.choose(dice, number)
             say("begin", number, operation)
+            done = 0
             try:
                 self._count("a", number)
+                done = 1
                 perform(self.root, operation)
+                done = 2
                 self._count("z", number)
             except OSError as error:
-                say("error", number, error.errno)
+                say("error", number, error.errno, done)
                 return
             say("done", number)
             model.apply(operation)
@@ -111,15 +115,15 @@ class Writer:
 
     # ---- the promises
 
-    def follow(self) -> tuple[Operation | None, int]:
-        """Bring the model to what was acknowledged; the operation under way at the end, and the errno
-        with which it failed (0: it did not return)."""
+    def follow(self) -> tuple[Operation | None, int | None]:
+        """Bring the model to what was acknowledged; the operation under way at the end, and, if it was
+        refused, how much was done: 0 not even counted, 1 not done, 2 done and not counted."""
         with self.path.open("rb") as file:
             file.seek(self._read)
             text = file.read()
         self._read += len(text)
         under_way: Operation | None = None
-        failed = 0
+        refused: int | None = None
         for line in text.splitlines():
             what, number, *rest = json.loads(line)
             if what == "begin":
@@ -135,9 +139,11 @@ class Writer:
                 self._remember(touched | self.model.touched(under_way))
                 under_way = None
             else:
-                failed = rest[0]
-                self.errors[failed] = self.errors.get(failed, 0) + 1
-        return under_way, failed
+                code, done = rest
+                refused = None if code in _GONE else done
+                if refused is not None:
+                    self.errors[code] = self.errors.get(code, 0) + 1
+        return under_way, refused
 
     def _set_counters(self, a: int, z: int) -> None:
         for name, value in zip(COUNTERS, (a, z), strict=True):
@@ -152,13 +158,13 @@ class Writer:
     def verify(self) -> list[str]:
         """What the folder shows against what was acknowledged; the operation that was under way is
         settled as it is found, and the next one may begin."""
-        under_way, _ = self.follow()
+        under_way, refused = self.follow()
         if under_way is None:
             return [f"{self.name}/{line}" for line in self.model.compare(self.root)]
-        lines = self._settle(under_way)
+        lines = self._settle(under_way, refused)
         return [f"{self.name}/{line} (under way: {under_way})" for line in lines]
 
-    def _settle(self, operation: Operation) -> list[str]:
+    def _settle(self, operation: Operation, refused: int | None) -> list[str]:
         begun = self.number + 1
         lines = []
         values = {}
@@ -185,6 +191,11 @@ class Writer:
             lines.append(f"operation {begun} was followed by its counter and is not there")
         elif values["a"] < begun and as_before:
             lines.append(f"operation {begun} is there and its counter before it is not")
+        if refused is not None and operation[0] in _WHOLE:
+            if refused < 2 and as_before:
+                lines.append(f"operation {begun} was refused and is there: {as_before[:3]}")
+            if refused == 2 and as_after:
+                lines.append(f"operation {begun} was acknowledged and is not there: {as_after[:3]}")
         if not as_after:
             self.model = after
         elif as_before:
@@ -198,6 +209,8 @@ class Writer:
         return lines
 
 
+_GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+"""The daemon died, and nobody said no; EIO is what close(2) makes of pages that found nobody."""
 _WHOLE = {
     "rename", "exchange", "link", "unlink", "mkdir", "rmdir", "symlink", "chmod", "chown", "utime",
     "setxattr", "removexattr", "truncate", "fsync",
