@@ -185,6 +185,8 @@ def _files(results: Results, base: str) -> str:
         label(key).partition(" ")[0] if key.startswith(("memfs", "caiafs")) else label(key) for key in keys
     ]
     names = [name.replace(f" ({base})", "") for name in names]
+    if not keys:
+        return ""
     lines = [
         f"Files below on {'the disk' if base == 'disk' else 'tmpfs'}. µs for each operation, or MiB/s.\n",
         "| | " + " | ".join(names) + " |",
@@ -192,7 +194,7 @@ def _files(results: Results, base: str) -> str:
     ]
     for case in cases:
         cells = [_cell(results, case.key, key, case.metric) for key in keys]
-        if cells[0]:
+        if any(cells):
             lines.append(
                 f"| {case.title}{', MiB/s' if case.metric == 'mibs' else ''} | " + " | ".join(cells) + " |"
             )

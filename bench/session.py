@@ -1,7 +1,8 @@
 """One run: peers are started, every case goes over all of them in turn, round after round.
 
 What hangs is killed at its limit, driver and peer, and the peer is started again for the next case; what
-fails is noted. A peer that failed three times is left out. Nothing that goes wrong ends the run.
+fails is noted, and not tried again in later rounds. A peer that hung three times is left out. Nothing that
+goes wrong ends the run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .peers.base import environment, kill, mounts_below, unmount
 from .results import Results
 
 PATIENCE = 3
-"""Failures after which a peer is left out of the rest of the run."""
+"""Hangs after which a peer is left out of the rest of the run."""
 
 
 REMOVALS = 60.0
@@ -104,7 +105,7 @@ class Session:
         self._rounds = rounds
         self._ends = time.monotonic() + limit
         self._peers: dict[str, peers.Peer] = {}
-        self._failures: dict[str, int] = {}
+        self._hangs: dict[str, int] = {}
         self._number = 0
         self._durations: dict[tuple[str, str], float] = {}
         self.disk = Path(tempfile.mkdtemp(prefix="cb", dir=base or "/var/tmp"))
@@ -140,7 +141,7 @@ class Session:
     def close(self) -> None:
         self._driver.close()
         for peer in self._peers.values():
-            peer.stop() if not self._failures.get(peer.key) else peer.abort()
+            peer.stop() if not self._hangs.get(peer.key) else peer.abort()
         for place in (self.disk, self.memory):
             for mountpoint in mounts_below(place):
                 unmount(mountpoint, lazily=True)
@@ -176,7 +177,7 @@ class Session:
                 continue
             shown = []
             for key in self._order(case, number):
-                if not self._affordable(case, key):
+                if key in self._results.failures.get(case.key, {}) or not self._affordable(case, key):
                     continue
                 begun = time.monotonic()
                 figures = self._one(case, key, arguments)
@@ -221,6 +222,7 @@ class Session:
             answer = self._driver.ask(order, limit)
         except Hung as error:
             self._driver.kill()
+            self._abort(key)
             self._fail(case, key, str(error))
             return None
         if "error" in answer:
@@ -231,6 +233,7 @@ class Session:
             try:
                 figures["settle_s"] = round(peer.settle(), 3)
             except Exception as error:
+                self._abort(key)
                 self._fail(case, key, f"did not settle: {error}")
         self._results.add(case, key, figures)
         return figures
@@ -278,12 +281,12 @@ class Session:
 
     def _started(self, key: str) -> peers.Peer | None:
         """The running peer, or None where it is left out."""
-        if self._failures.get(key, 0) >= PATIENCE:
+        if self._hangs.get(key, 0) >= PATIENCE:
             return None
         peer = self._peers.get(key)
         if peer is None:
             place = self.disk if key.endswith("/disk") else self.memory
-            peer = peers.make(key, place / f"{key.partition('/')[0]}{self._failures.get(key, 0)}")
+            peer = peers.make(key, place / f"{key.partition('/')[0]}{self._hangs.get(key, 0)}")
             self._peers[key] = peer
             try:
                 peer.start()
@@ -299,20 +302,24 @@ class Session:
     def _leave_out(self, key: str, why: str) -> None:
         self._say(f"{key} is left out: {why}")
         self._results.peers[key] = {"missing": why}
-        self._failures[key] = PATIENCE
+        self._hangs[key] = PATIENCE
 
     def _fail(self, case: Case, key: str, why: str) -> None:
         self._say(f"{case.key} on {key or 'its own'} failed: {why}")
         self._results.fail(case, key, why)
-        self._failures[key] = self._failures.get(key, 0) + 1
+
+    def _abort(self, key: str) -> None:
+        """End what hangs by force: the peer, or what a case had started for itself."""
+        self._hangs[key] = self._hangs.get(key, 0) + 1
         peer = self._peers.pop(key, None)
         if peer is not None:
             peer.abort()
-        else:
-            for place in (self.disk, self.memory):
-                for mountpoint in mounts_below(place):
-                    if not any(mountpoint == other.mountpoint for other in self._peers.values()):
-                        unmount(mountpoint, lazily=True)
+            return
+        ours = [other.mountpoint for other in self._peers.values()]
+        for place in (self.disk, self.memory):
+            for mountpoint in mounts_below(place):
+                if mountpoint not in ours:
+                    unmount(mountpoint, lazily=True)
 
 
 LEFT = ".removing"

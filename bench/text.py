@@ -10,7 +10,7 @@ from .results import Results
 def short(value: float) -> str:
     """Three digits that matter: 0.0123, 1.23, 12.3, 1,230."""
     if value >= 999.5:
-        return f"{round(value, 2 - len(str(int(value)))):,.0f}"
+        return f"{round(value, 3 - len(str(round(value)))):,.0f}"
     return f"{value:.3g}" if value else "0"
 
 
