@@ -42,7 +42,7 @@ format: setup
 KILLS = 300
 WRITES = 600
 MINUTES = 60
-SEED = $(shell date +%s)
+SEED := $(shell date +%s)
 
 crash: setup
 	.venv/bin/python tests/crash/run.py kills --kills $(KILLS) --seed $(SEED)

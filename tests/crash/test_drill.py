@@ -16,7 +16,7 @@ from support.drill.kill import Tally, drill
 from support.mounts import need_fuse
 
 SEED = int(os.environ.get("CAIAFS_DRILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-KILLS = int(os.environ.get("CAIAFS_DRILL_KILLS", "6"))
+KILLS = int(os.environ.get("CAIAFS_DRILL_KILLS", "5"))
 
 
 @pytest.mark.timeout(max(120, 6 * KILLS))

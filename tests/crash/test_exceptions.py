@@ -8,10 +8,13 @@ CAIAFS_EXCEPTION_SEED repeats a run.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +24,15 @@ from typing import Any
 import pytest
 import trio
 from support.core import WHO, Core, Dump, differences
+from support.drill.forks import ForkedDaemon, ForkServer
+from support.mounts import clear_stale_mount, need_fuse
 
 from caiafs.check import run_check
 from caiafs.errors import Broken, CaiafsError
 from caiafs.tree import Directory, File
 
 SEED = int(os.environ.get("CAIAFS_EXCEPTION_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-ROUNDS = int(os.environ.get("CAIAFS_EXCEPTION_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("CAIAFS_EXCEPTION_ROUNDS", "12"))
 PLACES = (
     "caiafs/filesystem/",
     "caiafs/journal/",
@@ -159,6 +164,70 @@ def test_an_exception_anywhere_loses_nothing(tmp_path: Path) -> None:
     finally:
         core.close()
     assert ends["ended"] + ends["answered"] > ROUNDS // 5, ends
+
+
+@pytest.mark.parametrize("place", ["caiafs.tree:Tree.apply", "caiafs.journal:Journal.release"])
+def test_an_error_between_journal_and_tree_ends_the_daemon_and_loses_nothing(
+    scratch: Path, place: str
+) -> None:
+    """A real mount: it ends with status 1 and commits nothing any more; the next one has every file."""
+    with _armed(scratch, place) as (daemon, again):
+        names = [f"f{number}" for number in range(30)]
+        done = []
+        os.kill(daemon.pid, signal.SIGUSR2)
+        try:
+            for name in names:
+                (daemon.mountpoint / name).write_text(name)
+                done.append(name)
+        except OSError as error:
+            assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)  # noqa: PT017
+        assert daemon.wait(30) == 1
+        assert "internal error" in daemon.log.read_text()
+        mount = again()
+        for name in done:
+            assert (mount / name).read_text() == name
+
+
+def test_an_error_elsewhere_costs_one_call(scratch: Path) -> None:
+    with _armed(scratch, "caiafs.filesystem:Filesystem.lookup") as (daemon, _):
+        (daemon.mountpoint / "there").write_text("x")
+        os.kill(daemon.pid, signal.SIGUSR2)
+        with pytest.raises(OSError, match="Input/output error"):
+            (daemon.mountpoint / "not there").stat()
+        assert not (daemon.mountpoint / "not there").exists()
+        assert (daemon.mountpoint / "there").read_text() == "x"
+        assert "a bug, put here by a test" in daemon.log.read_text()
+
+
+@contextmanager
+def _armed(scratch: Path, place: str) -> Iterator[tuple[ForkedDaemon, Callable[[], Path]]]:
+    """A mount in which *place* raises once after SIGUSR2, and a way to mount again."""
+    need_fuse()
+    base = Path(tempfile.mkdtemp(dir=scratch))
+    server = ForkServer()
+    mountpoint = base / "m"
+    mountpoint.mkdir()
+    places = base / "r.git", mountpoint, base / "log"
+    options = ["commit_quiet=0.05s", "commit_interval=0.1s"]
+    daemon = server.mount([*options, "init"], *places, ("daemon_errs", [place, "before"]))
+    daemons = [daemon]
+
+    def again() -> Path:
+        clear_stale_mount(mountpoint)
+        daemons.append(server.mount(options, *places))
+        assert daemons[-1].wait_serving(), daemon.log.read_text()
+        return mountpoint
+
+    try:
+        assert daemon.wait_serving(), daemon.log.read_text()
+        yield daemon, again
+        daemons[-1].signal(signal.SIGTERM)
+        assert daemons[-1].wait(60) == 0
+        assert run_check(str(base / "r.git"), None, None, False, lambda _: None) == 0
+    finally:
+        server.close()
+        clear_stale_mount(mountpoint)
+        shutil.rmtree(base)
 
 
 def _done(base: Path, seed: int, number: int) -> Dump:

@@ -23,7 +23,7 @@ from support.snapshots import digest
 from support.users import in_child
 
 SEED = int(os.environ.get("CAIAFS_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-ROUNDS = int(os.environ.get("CAIAFS_KILL_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("CAIAFS_KILL_ROUNDS", "1"))
 
 
 @pytest.fixture(params=range(ROUNDS))

@@ -27,8 +27,8 @@ def test_power_loss_at_writes_keeps_every_promise(tmp_path: Path, recording: Rec
     dice = random.Random(SEED)
     losses = at_every_write(recording, SEED)
     outcome = Outcome()
-    Prover(recording, tmp_path / "found", outcome).sweep(dice.sample(losses, 30))
-    assert outcome.states == 30
+    Prover(recording, tmp_path / "found", outcome).sweep(dice.sample(losses, 24))
+    assert outcome.states == 24
     assert recording.commits > 3
 
 

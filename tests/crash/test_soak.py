@@ -16,7 +16,7 @@ from support.drill.soak import soak, table
 from support.mounts import need_fuse
 
 SEED = int(os.environ.get("CAIAFS_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-SECONDS = float(os.environ.get("CAIAFS_SOAK_SECONDS", "8"))
+SECONDS = float(os.environ.get("CAIAFS_SOAK_SECONDS", "6"))
 
 
 @pytest.mark.timeout(180 + 3 * SECONDS)

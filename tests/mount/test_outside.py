@@ -18,7 +18,7 @@ from support.drill.faults import OUTSIDE, Outsider
 from support.drill.kill import Drill
 from support.mounts import need_fuse, run
 
-SECONDS = 0.7
+SECONDS = 0.4
 
 
 @pytest.fixture(scope="module")
