@@ -33,7 +33,7 @@ from .worker import Done, Order, SideSeen
 
 log = logging.getLogger(__name__)
 
-CHUNK = 200
+CHUNK = 64
 """Entries captured, sent or settled before other tasks get their turn: well under a millisecond."""
 TIDY_EVERY = 20
 """After so many commits the worker looks whether packs should be brought together."""
@@ -313,6 +313,7 @@ class Committer:
             self.landed = done.commit
             self._outside, self._notes, self._merge = None, [], False
         self._release(batch, done)
+        await trio.to_thread.run_sync(fs.journal.close_released)
         seconds = trio.current_time() - started
         self._metrics.commit("success", seconds)
         self._metrics.observe("git", "commit", int(seconds * 1e9))

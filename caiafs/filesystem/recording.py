@@ -343,8 +343,8 @@ class Recording(Directories):
         self._frozen_at = self.journal.end
 
     def _orphaned_positions(self) -> Iterable[int]:
-        for node in self.tree.nodes.values():
-            if node.nlink == 0 and isinstance(node, File):
+        for node in self.tree.orphans():
+            if isinstance(node, File):
                 for extent in node.content.extents:
                     yield extent.position
 

@@ -89,7 +89,6 @@ class Journal:
         self._directory_synced = True
         self._open: Segment | None = None
         self._sync_lock = threading.Lock()
-        self._syncing = False
         self._retired: list[int] = []
         self._end = 0
         self._tail = 0  # where the bytes that are there end; below _end after a torn end was cut off
@@ -326,7 +325,6 @@ class Journal:
         believed again: the kernel may have dropped its pages; git must take its records first.
         """
         with self._sync_lock:
-            self._syncing = True
             try:
                 target = self.tail
                 for segment in list(self._segments):
@@ -347,7 +345,6 @@ class Journal:
             except OSError as error:
                 raise self._failed(error) from error
             finally:
-                self._syncing = False
                 while self._retired:
                     self._disk.close(self._retired.pop())
             self.durable = max(self.durable, target)
@@ -387,7 +384,8 @@ class Journal:
 
         Segments with *needed* positions (unlinked files that are still open) lose their
         name but stay readable until a later release finds them not needed. A segment that
-        cannot be unlinked is left to the next recovery, which knows that git has it.
+        cannot be unlinked is left to the next recovery, which knows that git has it. The
+        disk gets the space back with `close_released`, which may take long.
         """
         wanted = sorted(needed)
         self._base = max(self._base, position)
@@ -406,11 +404,17 @@ class Journal:
             index = bisect_left(wanted, segment.start)
             if index < len(wanted) and wanted[index] < segment.end:
                 kept.append(segment)
-            elif self._syncing and not segment.volatile:
-                self._retired.append(segment.fd)  # sync() has it in its hands, in another thread
+            elif segment.volatile:
+                self._memory.close(segment.fd)
             else:
-                self._disk_of(segment).close(segment.fd)
+                self._retired.append(segment.fd)  # sync() may have it in its hands, in another thread
         self._kept = kept
+
+    def close_released(self) -> None:
+        """Close what was released. May be called from a thread: ext4 took 28 ms for 40 MiB."""
+        with self._sync_lock:
+            while self._retired:
+                self._disk.close(self._retired.pop())
 
     def forget_volatile(self, needed: Iterable[int] = ()) -> None:
         """The records in memory did not come to be, or are needed by unlinked files only."""
@@ -465,6 +469,7 @@ class Journal:
         self._segments = []
         self._kept = []
         self._open = None
+        self.close_released()
 
     def statistics(self) -> dict[str, int]:
         """Figures in bytes and positions."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import JournalDamaged
 from .disk import private_directory
-from .segment import start_in_name
+from .segment import name_of, start_in_name
 
 
 class Volatile(NamedTuple):
@@ -28,6 +28,7 @@ class Reader:
         self._volatile = volatile
         self._place = -1
         self._starts: list[int] = []
+        self._reach = 0  # how far the listed segments go
         self._fds: dict[int, int] = {}
 
     def read(self, position: int, length: int) -> bytes:
@@ -38,7 +39,7 @@ class Reader:
         if fd is None:
             if inside is None:
                 fd = os.open(
-                    f"{start:016x}.seg", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._opened()
+                    name_of(start), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._opened()
                 )
             else:
                 fd = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)  # a link that only the kernel makes
@@ -55,13 +56,20 @@ class Reader:
 
     def _start_of(self, position: int) -> int:
         index = bisect_right(self._starts, position) - 1
-        if index < 0 or index == len(self._starts) - 1:
-            starts = map(start_in_name, os.listdir(self._opened()))
-            self._starts = sorted(start for start in starts if start is not None)
+        if index < 0 or position >= self._reach:
+            self._list()
             index = bisect_right(self._starts, position) - 1
         if index < 0:
             raise JournalDamaged(f"{self.directory}: position {position} is not in the journal")
         return self._starts[index]
+
+    def _list(self) -> None:
+        place = self._opened()
+        starts = map(start_in_name, os.listdir(place))
+        self._starts = sorted(start for start in starts if start is not None)
+        if self._starts:
+            last = self._starts[-1]
+            self._reach = last + os.stat(name_of(last), dir_fd=place, follow_symlinks=False).st_size
 
     def close(self) -> None:
         """Close all files."""

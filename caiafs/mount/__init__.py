@@ -49,7 +49,7 @@ from ..records.side import side_ref
 from ..store import Store, storable_entry
 from ..tree import Tree
 from ..virtual import Virtual
-from . import kernel, loop, preflight
+from . import garbage, kernel, loop, preflight
 from .logs import set_level
 from .notify import Notifier
 from .reload import Change, compare
@@ -348,6 +348,7 @@ class Mount:
             nursery.start_soon(self._announce, started, ready)
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._leave_when_closed)
+            garbage.stay_short()
             with loop.installed(self.config.spin):
                 await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()

@@ -244,6 +244,8 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
     """
     if not changes:
         return data
+    if not data:
+        return encode_tree(TreeEntry(name, *change) for name, change in changes.items() if change is not None)
     marks = _window_marks(data)
     first_keys = [_key_at(data, mark) for mark in marks[:-1]]
     if any(a >= b for a, b in pairwise(first_keys)):

@@ -83,6 +83,7 @@ class Tree:
         self.nodes: dict[int, Node] = {ROOT_INO: self.root}
         self.dirty: dict[Directory, None] = {}
         self.linked: dict[int, Node] = {}
+        self._orphans: dict[int, Node] = {}
         self.next_ino = ROOT_INO + 1
         self.changes = 0
         self._links_table: list[tuple[int, bytes]] | None = None
@@ -221,8 +222,18 @@ class Tree:
             if isinstance(node, File):
                 node.content.discard(self._ledger)
             del self.nodes[node.ino]
+            self._orphans.pop(node.ino, None)
             return True
         return False
+
+    def orphans(self) -> list[Node]:
+        """Inodes without a name that somebody still holds."""
+        self._orphans = {
+            ino: node
+            for ino, node in self._orphans.items()
+            if node.nlink == 0 and self.nodes.get(ino) is node
+        }
+        return list(self._orphans.values())
 
     # ---- changing
 
@@ -347,7 +358,8 @@ class Tree:
             node.nlink -= 1
             if node.nlink < 2:
                 self.linked.pop(node.ino, None)
-        self.reap(node)
+        if not self.reap(node) and node.nlink == 0:
+            self._orphans[node.ino] = node
 
     def _rename(self, r: records.Rename, position: int) -> None:
         old, new = self._directory(r.parent), self._directory(r.new_parent)
