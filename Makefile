@@ -25,9 +25,11 @@ share: setup
 deb: setup
 	/usr/bin/python3 -m tools.deb dist
 
-# What is shipped, installed and used on a bare Debian in namespaces: as root, with debootstrap; 10 minutes.
-package-test: setup
-	.venv/bin/python -m pytest tests/packaging -m slow
+# What is shipped, installed and used on bare Debians in namespaces, and the completions of every shell: as
+# root, 20 minutes on two cores. Makes the bare Debian once, in .cache.
+package-test:
+	@sh .ci/setup package-test
+	.venv/bin/python -m pytest tests/packaging tests/unit/test_completion.py -m "slow or not slow"
 
 # A mount read by Debian's Prometheus and node exporter, over HTTP and from .stats; half a minute.
 monitoring-test: setup
