@@ -11,7 +11,7 @@ from pathlib import Path
 import caiafs
 
 from . import report
-from .cases import Case, choose
+from .cases import choose
 from .results import FOLDER, Results
 from .session import Session
 from .text import goals, table
@@ -41,11 +41,21 @@ def main(arguments: Sequence[str]) -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - begun:6.1f} s] {text}", flush=True)
 
-    results = _measure(words, cases, say)
-    results.seconds = round(time.monotonic() - begun, 1)
-    print(table(results))
-    print(goals(results))
-    _keep(words, results, say)
+    form = "quick" if words.quick else "full"
+    results = Results(caiafs.__version__, form)
+    session = Session(
+        cases, results, say, quick=words.quick, rounds=words.rounds,
+        only=frozenset(word for word in words.peers.split(",") if word) or None,
+        limit=60 * (words.minutes or LIMITS[form]), base=words.disk,
+    )  # fmt: skip
+    try:
+        session.run(profiled=not words.quick and not words.no_profiles)
+        results.seconds = round(time.monotonic() - begun, 1)
+        print(table(results))
+        print(goals(results))
+        _keep(words, results, say)
+    finally:
+        session.close()
     return 0 if results.rounds else 1
 
 
@@ -64,18 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", type=Path, metavar="JSON", help="only write docs/performance.md, from figures kept")
     add("--list", action="store_true", help="show the cases and end")
     return parser
-
-
-def _measure(words: argparse.Namespace, cases: list[Case], say: Callable[[str], None]) -> Results:
-    form = "quick" if words.quick else "full"
-    results = Results(caiafs.__version__, form)
-    session = Session(
-        cases, results, say, quick=words.quick, rounds=words.rounds,
-        only=frozenset(word for word in words.peers.split(",") if word) or None,
-        limit=60 * (words.minutes or LIMITS[form]), base=words.disk,
-    )  # fmt: skip
-    session.run(profiled=not words.quick and not words.no_profiles)
-    return results
 
 
 def _keep(words: argparse.Namespace, results: Results, say: Callable[[str], None]) -> None:

@@ -135,10 +135,10 @@ class Session:
                 self._profile()
         except KeyboardInterrupt:
             self._results.note("Interrupted: later rounds are missing.")
-        finally:
-            self.close()
+        self._results.machine["load_after"] = round(os.getloadavg()[0], 2)
 
     def close(self) -> None:
+        """Leave nothing running and nothing mounted; what is on disk goes in the background."""
         self._driver.close()
         for peer in self._peers.values():
             peer.stop() if not self._hangs.get(peer.key) else peer.abort()
@@ -146,7 +146,6 @@ class Session:
             for mountpoint in mounts_below(place):
                 unmount(mountpoint, lazily=True)
             _remove(place)
-        self._results.machine["load_after"] = round(os.getloadavg()[0], 2)
 
     # ---- rounds
 
