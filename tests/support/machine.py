@@ -104,7 +104,9 @@ class Machine:
 
     @staticmethod
     def _command() -> str:
-        variables = f"PYTHONPATH={shlex.quote(str(SOURCE))} PYTHONDONTWRITEBYTECODE=1"
+        variables = f"PYTHONPATH={shlex.quote(str(SOURCE))}"
+        if os.stat(SOURCE).st_dev != os.stat("/").st_dev:
+            variables += " PYTHONDONTWRITEBYTECODE=1"  # there, what is written is written for good
         return f'#!/bin/sh\nexec env {variables} {shlex.quote(sys.executable)} -m caiafs "$@"\n'
 
     @staticmethod
@@ -313,4 +315,4 @@ class Machine:
             if time.monotonic() > deadline:
                 shown = console.read_text(errors="replace")[-3000:] if console is not None else ""
                 pytest.fail(f"{what} did not happen within {timeout} s\n{shown}\n{self.journal()[-6000:]}")
-            time.sleep(0.03)
+            time.sleep(0.05)

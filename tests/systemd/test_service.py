@@ -6,6 +6,8 @@ import json
 import os
 import re
 import subprocess
+import sys
+import time
 
 import pytest
 from support.machine import Machine
@@ -140,9 +142,12 @@ def test_comes_back_after_kill_9_with_everything(machine: Machine) -> None:
 
 def test_a_loop_that_hangs_is_started_again_and_says_where_it_hung(machine: Machine) -> None:
     service = Service(machine, "hung")
-    service.drop_in("WatchdogSec=3")
+    service.drop_in("WatchdogSec=2")
     service.start()
+    started = time.monotonic()
     service.put("kept", "yes")
+    machine.wait(lambda: time.monotonic() - started > 2.5)
+    assert service.shown("NRestarts") == "0"  # it is fed
     old = service.pid
     os.kill(machine.host_pid(old), 19)
     machine.wait(lambda: service.pid not in (old,), 60, "the watchdog")
@@ -161,7 +166,7 @@ def test_stop_drains_ten_thousand_files_and_asks_for_the_time(machine: Machine) 
     service = Service(machine, "drained")
     service.drop_in("TimeoutStopSec=500ms\nExecStopPost=")
     service.start()
-    machine.run("python3", "-c", MAKE_FILES, service.mountpoint, "10000", timeout=100)
+    machine.run(sys.executable, "-c", MAKE_FILES, service.mountpoint, "10000", timeout=100)
     assert service.git("for-each-ref").strip() == ""
     service.stop()
     assert (service.shown("ActiveState"), service.shown("Result")) == ("inactive", "success")
