@@ -310,6 +310,13 @@ class Metrics:
         rendered: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
         return rendered
 
+    def requests(self) -> dict[str, dict[str, Any]]:
+        """How long requests took, by kind, for JSON: cumulative buckets as in Prometheus, and seconds."""
+        return {
+            op: {"buckets": series.buckets(_OPERATION_BUCKETS), "seconds": series.total / 1e9}
+            for op, series in sorted(self._requests.items())
+        }
+
     # In another process.
 
     def snapshot(self) -> Snapshot:

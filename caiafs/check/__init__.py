@@ -38,17 +38,23 @@ from ..store import Store
 from .branch import JOURNAL, Branch, examine
 from .refs import names_under
 from .repair import Repair
-from .report import several
+from .report import Progress, several, silent
 
 _ESCAPE = re.compile(rb"%(25|2F)")
 LOCK = "lock"
 
 
 def run_check(
-    repo: str, branch: str | None, state_dir: str | None, repair: bool, out: Callable[[str], None]
+    repo: str,
+    branch: str | None,
+    state_dir: str | None,
+    repair: bool,
+    out: Callable[[str], None],
+    progress: Progress = silent,
 ) -> int:
     """Check *branch*, or every branch that was ever mounted, and print one line for each finding.
 
+    *progress* is told how far it is: done, total (0: nobody knows) and what.
     *state_dir* is where the mount kept its state if it was told to. Returns 0 if nothing is wrong
     (or, with *repair*, nothing is wrong any more), 1 otherwise. Raises CaiafsError for what cannot be
     checked: no repository, no such branch, a mounted branch that was to be repaired.
@@ -58,19 +64,25 @@ def run_check(
         if not branches:
             out(f"caiafs check: {repo}: clean: no branch of it was ever mounted")
         spool = store.git_dir if os.access(store.git_dir, os.W_OK) else tempfile.gettempdir()
-        results = [_check_one(store, repo, each, spool, repair, out) for each in branches]
+        results = [_check_one(store, repo, each, spool, repair, out, progress) for each in branches]
     return 0 if all(results) else 1
 
 
 def _check_one(
-    store: Store, repo: str, branch: Branch, spool: str, repair: bool, out: Callable[[str], None]
+    store: Store,
+    repo: str,
+    branch: Branch,
+    spool: str,
+    repair: bool,
+    out: Callable[[str], None],
+    progress: Progress,
 ) -> bool:
     """Check one branch, mend it if asked to, and print what was found; True if it is clean (now)."""
     with _locked(store, branch, exclusive=repair) as holder:
         if holder is not None and repair:
             out(f"caiafs check: {repo}: {branch}: not repaired: {holder}; unmount it first")
             return False
-        seen = examine(store, branch, spool, with_journal=holder is None)
+        seen = examine(store, branch, spool, with_journal=holder is None, progress=progress)
         if holder is not None:
             seen.findings.note(JOURNAL, f"not checked: {holder}")
         seen.findings.say(str(branch), out, repairing=repair)

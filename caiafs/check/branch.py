@@ -18,7 +18,7 @@ from ..records.side import side_ref
 from ..store import Store
 from .names import Names, subjects
 from .replay import Misfit, Recovered, play
-from .report import Findings, several, show
+from .report import Findings, Progress, several, show, silent
 from .scan import Damage, Scan, Segment, guess, look, read_stretches
 from .walk import BACK, Walk
 
@@ -88,10 +88,12 @@ class Examined:
         return ", ".join(parts)
 
 
-def examine(store: Store, branch: Branch, spool: str, *, with_journal: bool) -> Examined:
+def examine(
+    store: Store, branch: Branch, spool: str, *, with_journal: bool, progress: Progress = silent
+) -> Examined:
     """Check *branch*. Without the journal where a mount is busy with it."""
     findings = Findings()
-    seen = Examined(branch, findings, Walk(store, findings, spool))
+    seen = Examined(branch, findings, Walk(store, findings, spool, progress))
     _read_refs(store, seen)
     if seen.side is not None:
         seen.walk.metadata(seen.side)
@@ -99,6 +101,7 @@ def examine(store: Store, branch: Branch, spool: str, *, with_journal: bool) -> 
         seen.walk.commit(seen.tip)
     _relation(store, seen)
     if with_journal:
+        progress(0, 0, "replaying the journal")
         _journal(store, seen)
     return seen
 

@@ -14,6 +14,13 @@ from typing import NamedTuple
 
 SHOWN = 100
 
+Progress = Callable[[int, int, str], None]
+"""Told how much is done, of how much (0: nobody knows), and what."""
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """The progress of a check that nobody watches."""
+
 
 class Finding(NamedTuple):
     """One sentence. *remedy* is what --repair would do about it; "" where it can do nothing."""

@@ -24,9 +24,10 @@ from ..records.side import (
 )
 from ..store import DIRECTORY, GITLINK, Store, TreeEntry
 from ..tree import ROOT_INO
-from .report import Findings, Where, several, show
+from .report import Findings, Progress, Where, several, show, silent
 
 OBJECTS, SIDE = "objects", "side ref"
+READING = "reading objects"
 WHOLE = 1 << 20
 """Blobs up to so many bytes are read at once, larger ones in pieces."""
 _WIDTHS = {1, 2, 3, 4}
@@ -78,10 +79,11 @@ class _Side(NamedTuple):
 class Walk:
     """One check of one branch; `commit` and `metadata` may follow each other and share what was read."""
 
-    def __init__(self, store: Store, findings: Findings, spool: str) -> None:
+    def __init__(self, store: Store, findings: Findings, spool: str, progress: Progress = silent) -> None:
         self._store = store
         self._findings = findings
         self._spool = spool
+        self._progress = progress
         self._sizes: dict[bytes, int] = {}
         self._trees: set[bytes] = set()
         self._bad: dict[bytes, str] = {}
@@ -385,6 +387,7 @@ class Walk:
             self._report(oid, where, f"the metadata of {where}" if beside else str(where))
             return None
         self._trees.add(oid)
+        self._progress(self.objects, 0, READING)
         for entry in unfit:
             place = f"the metadata of {where}" if beside else f"{where} ({self._label})"
             self._findings.problem(
@@ -406,6 +409,7 @@ class Walk:
                 else:
                     size = sum(map(len, self._store.stream_blob(oid, self._spool)))
                 self._sizes[oid] = size
+                self._progress(self.objects, 0, READING)
                 return True
             except StoreError as error:
                 self._bad[oid] = str(error)

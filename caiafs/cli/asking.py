@@ -11,7 +11,7 @@ from typing import Any
 
 from caiafs.cli import render
 from caiafs.config import Config
-from caiafs.control import ControlError, call, locate, mount_table, read_stats
+from caiafs.control import ControlError, call, call_socket, locate, mount_table, read_stats
 from caiafs.errors import CaiafsError, UsageError
 
 STATUS_TIMEOUT = 10.0
@@ -48,6 +48,8 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """`caiafs status`: one mount, or all of them; 1 if one has failed or does not answer."""
+    if arguments.watch:
+        return _watch(arguments)
     if arguments.mountpoint is not None:
         place = locate(arguments.mountpoint, STATUS_TIMEOUT).mountpoint
         reports = [_report(place)]
@@ -64,6 +66,39 @@ def status(arguments: argparse.Namespace) -> int:
     return 1 if any(_failed(report) for report in reports) else 0
 
 
+def _watch(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        raise UsageError("--watch is for people and --json for programs: ask again and again for the latter")
+    places = sorted({each.mountpoint for each in mount_table() if each.is_caiafs})
+    if arguments.mountpoint is None and len(places) != 1:
+        said = f"; mounted are: {', '.join(places)}" if places else ": nothing of caiafs is mounted"
+        raise UsageError(f"--watch shows one mount, name it{said}")
+    place, config = configuration(arguments.mountpoint or places[0])
+    try:
+        from caiafs.cli import watch
+        from caiafs.history import History
+    except ImportError as problem:
+        raise CaiafsError(
+            f"cannot load what --watch needs ({problem}); `caiafs doctor` says how to mend it"
+        ) from None
+    history: list[History] = []
+
+    def ask() -> dict[str, Any]:
+        return call_socket(config["state_dir"], "status", {"requests": True}, STATUS_TIMEOUT)
+
+    def latest(limit: int) -> list[dict[str, Any]]:
+        if not history:
+            repo, branch = render.setting(config, "repo"), os.fsencode(config["branch"])
+            history.append(History(repo, b"refs/heads/" + branch))
+        return history[0].latest(limit)
+
+    try:
+        return watch.run(place, ask, latest)
+    finally:
+        for one in history:
+            one.close()
+
+
 def check(arguments: argparse.Namespace) -> int:
     """`caiafs check`: offline; the exit code is what the check found."""
     try:
@@ -73,7 +108,15 @@ def check(arguments: argparse.Namespace) -> int:
             f"cannot load what the check needs ({problem}); `caiafs doctor` says how to mend it"
         ) from None
 
-    return run_check(arguments.repo, arguments.branch, arguments.state_dir, arguments.repair, print)
+    with render.ProgressLine() as progress:
+
+        def say(text: str) -> None:
+            progress.wipe()
+            print(text, flush=True)
+
+        return run_check(
+            arguments.repo, arguments.branch, arguments.state_dir, arguments.repair, say, progress
+        )
 
 
 def configuration(path: str) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from caiafs.cli.render import ProgressLine
+from caiafs.cli.render import ProgressLine, watched
 from caiafs.config import Config
 from caiafs.control import (
     ControlError,
@@ -72,7 +72,7 @@ def start(config: Config, *, foreground: bool) -> int:
         faulthandler.enable(log_file.fileno() if log_file is not None else 2)
         for note in config.notes:
             log.warning("%s", note)
-        return mounting.run(config, serving, notify.Notifier(manager if foreground else {}))
+        return mounting.run(config, serving, notify.Notifier(manager if foreground else {}), watched)
 
     if foreground:
         return serve(lambda: None)

@@ -238,13 +238,21 @@ def _status(commands: argparse._SubParsersAction[Parser]) -> None:
         against its budget, the journal, the last commit. Without MOUNTPOINT, all caiafs mounts
         of this machine. The same figures are in MOUNTPOINT/.stats.
 
+        With --watch, one mount as it works, anew every second; without a terminal, a line every five.
+
         The exit status is 1 if a mount has failed, is dead or does not answer.
         """,
         """
         examples:
           caiafs status
           caiafs status --json ~/notes | jq .health.state
+          caiafs status --watch ~/notes
         """,
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on showing one mount until Ctrl-C: rates, latency, lag, commits",
     )
     parser.add_argument(
         "--json", action="store_true", help="print health.json, stats.json and config.json in one"

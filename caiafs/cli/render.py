@@ -2,43 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 from caiafs.config import format_bytes, format_seconds
 
+FIRST_DRAWN, DRAW_EVERY = 0.3, 0.1
+"""Seconds before a bar is drawn, since what is over at once needs none, and between two of them."""
+FIRST_LINE, LINE_EVERY = 5.0, 15.0
+"""The same for plain lines, where nobody watches a terminal."""
+_WIDTH = 24
+
 
 class ProgressLine:
-    """One line on a terminal that is overwritten as work goes on, and wiped at the end; nothing elsewhere.
+    """A bar on a terminal, drawn over and over and wiped at the end; elsewhere a plain line now and then.
 
-    Call it with done, total and a text, as a control.Progress.
+    Call it with done, total (0: nobody knows) and a text, as a control.Progress.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._is_terminal = self._stream.isatty()
+        self._fine = "utf" in (getattr(self._stream, "encoding", "") or "").lower()
+        self._due = clock() + (FIRST_DRAWN if self._is_terminal else FIRST_LINE)
+        self._text = ""
+        self._begun = clock()
         self._shown = False
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        self.wipe()
+
+    def wipe(self) -> None:
+        """Make room for a line of something else."""
+        if self._shown and self._is_terminal:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+            self._shown = False
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        if not self._stream.isatty():
+        now = self._clock()
+        if text != self._text:
+            self._text, self._begun = text, now
+        if now < self._due:
             return
-        line = f"{text}: {done}" + (f" of {total}" if total else "")
-        if total > 0:
-            filled = min(20, 20 * done // total)
-            line += f" [{'#' * filled}{'.' * (20 - filled)}]"
-        self._stream.write("\r" + line[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
+        line = f"{text}: {done:,}" + (f" of {total:,}" if total > 0 else "") if done or total else text
+        if self._is_terminal:
+            self._due = now + DRAW_EVERY
+            line = self._bar(done, total, line, now - self._begun)
+            self._stream.write("\r" + line[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
+        else:
+            self._due = now + LINE_EVERY
+            self._stream.write(f"caiafs: {line}\n")
         self._stream.flush()
         self._shown = True
+
+    def _bar(self, done: int, total: int, line: str, seconds: float) -> str:
+        if total <= 0:
+            return f"{line} ({format_seconds(round(seconds))})"
+        full, empty = ("━", "─") if self._fine else ("#", ".")
+        filled = min(_WIDTH, _WIDTH * done // total)
+        left = seconds * (total - done) / done if done > 0 else 0.0
+        rest = f", {format_seconds(round(left))} left" if left >= 1.5 else ""
+        return f"{full * filled}{empty * (_WIDTH - filled)} {done / total:4.0%}  {line}{rest}"
+
+
+@contextlib.contextmanager
+def watched(step: Callable[[], tuple[int, int, str]]) -> Iterator[None]:
+    """Show what *step* tells while the block runs, which may be busy: a thread asks."""
+    over = threading.Event()
+
+    def show() -> None:
+        with ProgressLine() as line:
+            while not over.wait(DRAW_EVERY):
+                line(*step())
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def status(report: Mapping[str, Any]) -> str:

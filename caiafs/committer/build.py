@@ -78,6 +78,9 @@ class Builder:
         self._contents: dict[int, bytes] = {}
         self._built: dict[int, tuple[bytes | None, bytes | None]] = {}
         self._changes: list[PathChange] = []
+        self.done = 0
+        """Names that are written; how many there are in all is `total`."""
+        self.total = 0
 
     def build(
         self, directories: dict[int, DirectoryState], root: EntryState, next_ino: int,
@@ -85,6 +88,7 @@ class Builder:
     ) -> Built:  # fmt: skip
         """Write the objects of the batch. Raises StoreError, JournalDamaged, OSError."""
         self._directories = directories
+        self.total = sum(len(state.entries) for state in directories.values())
         for state, path, diverted in reversed(self._order()):
             self._built[state.ino] = self._directory(state, path, diverted)
             self._alive()
@@ -120,6 +124,7 @@ class Builder:
         records: dict[bytes, bytes | None] = {}
         listed: set[bytes] = set()
         for name, entry in state.entries.items():
+            self.done += 1
             if not name:
                 continue  # nothing but that the directory is to be written
             beside = quote_name(name)

@@ -69,6 +69,8 @@ class WorkerProcess:
         self._ended = trio.Event()
         self.starts = 0
         self.signs = 0
+        self.written = (0, 0)
+        """How many names of the batch that it works on are written, and how many there are."""
         """Messages from the worker so far: while it works on a batch, each tells that it gets on."""
 
     @property
@@ -200,6 +202,8 @@ class WorkerProcess:
                     kind, *rest = pickle.loads(memoryview(buffer)[FRAME.size : FRAME.size + size])
                     del buffer[: FRAME.size + size]
                     self.signs += 1
+                    if kind == "alive" and rest:
+                        self.written = rest[0], rest[1]
                     if kind in ("tip", "ready"):
                         self._on_tip(rest[0])
                     elif kind == "log":

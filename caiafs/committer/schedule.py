@@ -38,6 +38,8 @@ CHUNK = 64
 TIDY_EVERY = 20
 """After so many commits the worker looks whether packs should be brought together."""
 
+_WRITING = "writing to git"
+
 Invalidate = Callable[[list[tuple[int, bytes]]], Awaitable[None]]
 
 
@@ -64,6 +66,7 @@ class Committer:
         self._flush_kernel = flush_kernel
         self._wake = trio.Event()
         self._busy = trio.Lock()
+        self._doing = _WRITING
         self._in_flight: tuple[Batch, Order] | None = None
         self._in_flight_since: float | None = None
         self._in_doubt = False
@@ -195,6 +198,12 @@ class Committer:
             outcome = await self.commit()
         return outcome
 
+    def step(self) -> tuple[int, int, str]:
+        """What is being done, how much of it is done, and of how much (0: nobody knows), for people."""
+        if not self._busy.locked():
+            return 0, 0, "waiting for the kernel"
+        return (*(self._worker.written if self._doing == _WRITING else (0, 0)), self._doing)
+
     async def reconcile(self) -> None:
         """Bring the tree and the branch together before the mount serves. Raises StoreError."""
         await self._hand_over()
@@ -291,6 +300,7 @@ class Committer:
             self._in_flight_since = fs.first_change
             self._in_flight = await self._freeze(message)
         batch, order = self._in_flight
+        self._doing = _WRITING
         try:
             fs.refuse_broken()
             done = await self._write(batch, order)
@@ -303,6 +313,7 @@ class Committer:
                 await self._decide(batch, error)
             raise
         fs.kept_up_to(batch.position)
+        self._doing = "letting the journal go"
         for step, _ in enumerate(fs.settle(batch, Settled(done.contents, done.directories))):
             if step % CHUNK == 0:
                 await trio.lowlevel.checkpoint()
@@ -390,6 +401,7 @@ class Committer:
     async def _freeze(self, message: str | None) -> tuple[Batch, Order]:
         fs = self._fs
         batch = fs.freeze()
+        self._doing = "taking the changes"
         while fs.tree.capture(CHUNK):
             await trio.lowlevel.checkpoint()
         stamp = int(time.time())

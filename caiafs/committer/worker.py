@@ -37,8 +37,8 @@ from .message import compose
 FRAME = struct.Struct("<I")
 POLL = 0.5
 """Seconds between looks at the branch while there is nothing to do."""
-ALIVE = 1.0
-"""Seconds between signs of life while a batch is worked on."""
+ALIVE = 0.25
+"""Seconds between signs of life while a batch is worked on, which also say how far it is."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -110,6 +110,7 @@ class Worker:
         self._seen: tuple[Any, ...] | None = None
         self._tip: bytes | None = None
         self._untouched = True
+        self._builder: Builder | None = None
         (self._place,) = self._receive()
         self._store = Store.open(self._place.git_dir)
         self._tmp = os.path.join(self._store.git_dir, "caiafs", "tmp", self._place.branch.hex()[-40:])
@@ -168,7 +169,7 @@ class Worker:
         reader = Reader(place.state_dir, order.volatile)
         packer = store.pack_writer(self._tmp)
         try:
-            builder = Builder(store, packer, reader.read, self._spool, self._alive)
+            builder = self._builder = Builder(store, packer, reader.read, self._spool, self._alive)
             built = builder.build(directories, order.root, order.next_ino, order.links)
             commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
             side_parents = tuple(oid for oid in (order.side_parent, commit) if oid is not None)
@@ -184,6 +185,7 @@ class Worker:
             packer.abort()
             raise
         finally:
+            self._builder = None
             reader.close()
         try:
             self._move_side(order, side)
@@ -294,7 +296,8 @@ class Worker:
     def _alive(self) -> None:
         now = time.monotonic()
         if now - self._spoke >= ALIVE:
-            self._send("alive")
+            builder = self._builder
+            self._send("alive", *((builder.done, builder.total) if builder is not None else ()))
 
     def _send(self, *message: Any) -> None:
         self._spoke = time.monotonic()

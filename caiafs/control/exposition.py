@@ -50,6 +50,17 @@ class Histogram:
         return low
 
 
+def added(histograms: Iterable[Histogram]) -> Histogram:
+    """All of them as one."""
+    buckets: dict[float, float] = {}
+    seconds = 0.0
+    for one in histograms:
+        seconds += one.seconds
+        for edge, count in one.buckets.items():
+            buckets[edge] = buckets.get(edge, 0.0) + count
+    return Histogram(buckets, seconds)
+
+
 class Samples:
     """The samples of one exposition, by name and labels."""
 

@@ -53,6 +53,8 @@ class Filesystem(Attributes):
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)
         self.replayed = 0
+        self.replayed_to = 0
+        """The position of the last record that was replayed."""
 
     # ---- starting
 
@@ -117,6 +119,7 @@ class Filesystem(Attributes):
                     f"written for ({type(record).__name__}: {error!r}); run `caiafs check` on the repository"
                 ) from error
             self.replayed += 1
+            self.replayed_to = where
         for node in [node for node in self.tree.nodes.values() if node.nlink == 0]:
             self.tree.reap(node)
         if self.replayed:

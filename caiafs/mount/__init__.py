@@ -15,7 +15,7 @@ import pwd
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,25 +67,38 @@ AUTOMOUNT_PATIENCE = 10.0
 """Seconds that the kernel gets to hand over what it holds where an automounter may be in the way."""
 PINNED_AFTER = 1.0
 """Seconds that the kernel gets to end an unmounted mount by itself."""
+TELL_EVERY = 0.2
+"""Seconds between two words to whoever waits for a commit."""
 LOCK_PATIENCE = 3.0
 """Seconds for the worker of a daemon that was killed to be gone too."""
 
 
-def run(config: Config, ready: Callable[[], None], notifier: Notifier | None = None) -> int:
+Step = tuple[int, int, str]
+"""How much is done, of how much (0: nobody knows), and what."""
+Watch = Callable[[Callable[[], Step]], contextlib.AbstractContextManager[None]]
+
+
+def run(
+    config: Config,
+    ready: Callable[[], None],
+    notifier: Notifier | None = None,
+    watch: Watch = contextlib.nullcontext,  # type: ignore[assignment] # which takes anything
+) -> int:
     """Mount and serve until unmounted; *ready* is called once the mount answers.
 
     Returns the exit code. Raises CaiafsError, with nothing mounted, if the mount cannot start.
-    *notifier* speaks to the service manager that started us.
+    *notifier* speaks to the service manager that started us, *watch* shows a person how far the
+    recovery is: it is entered with what tells that, and may ask from another thread.
     """
     notifier = notifier or Notifier({})
     try:
-        return _run(config, ready, notifier)
+        return _run(config, ready, notifier, watch)
     except CaiafsError as error:
         notifier.failed(str(error), error.errno)
         raise
 
 
-def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
+def _run(config: Config, ready: Callable[[], None], notifier: Notifier, watch: Watch) -> int:
     preflight.check(config)
     try:
         store = _open_store(config)
@@ -101,7 +114,7 @@ def _run(config: Config, ready: Callable[[], None], notifier: Notifier) -> int:
             with _or_no_mount():
                 mount = Mount(config, store, branch, state_dir, tuple(lock.fds), notifier)
             try:
-                with _or_no_mount(), patience(notifier, mount.progress):
+                with _or_no_mount(), patience(notifier, mount.progress), watch(mount.recovery):
                     mount.attach()
                 trio.run(mount.serve, ready)
             except BaseException as error:
@@ -463,6 +476,12 @@ class Mount:
             nursery.start_soon(first, self.fs.changed)
             nursery.start_soon(first, self.probes.noticed)
 
+    def recovery(self) -> Step:
+        """How far the journal is replayed, in MiB."""
+        begin, end = self.journal.begin, self.journal.end
+        done = max(self.fs.replayed_to - begin, 0)
+        return done >> 20, (end - begin) >> 20, "replaying the journal, MiB"
+
     def progress(self) -> tuple[int, ...]:
         """Figures that stand still when nothing gets on. For other threads, too."""
         fs = self.fs
@@ -607,10 +626,25 @@ class Mount:
         }
         await control.serve(self.state_dir, handlers, task_status=task_status)
 
+    @contextlib.asynccontextmanager
+    async def _telling(self, progress: Callable[[int, int, str], None]) -> AsyncIterator[None]:
+        """Say how far the commit is while it is waited for."""
+
+        async def tell() -> None:
+            while True:
+                progress(*self.committer.step())
+                await trio.sleep(TELL_EVERY)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            yield
+            nursery.cancel_scope.cancel()
+
     async def _do_commit(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
         self._refuse_read_only()
-        await self._flush_kernel()
-        outcome = await self.committer.commit(_message(arguments.get("message")))
+        async with self._telling(progress):
+            await self._flush_kernel()
+            outcome = await self.committer.commit(_message(arguments.get("message")))
         return {"commit": outcome.commit.hex() if outcome.commit else None, "changes": outcome.changes}
 
     async def _do_sync(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
@@ -618,13 +652,15 @@ class Mount:
         return {"position": await self.fs.sync()}
 
     async def _do_status(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        return self.report.status()
+        more = {"requests": self.metrics.requests()} if arguments.get("requests") is True else {}
+        return {**self.report.status(), **more}
 
     async def _do_drain(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
         if not self.born_read_only:
-            if not arguments.get("flushed"):
-                await self._flush_kernel()
-            await self.committer.drain()
+            async with self._telling(progress):
+                if not arguments.get("flushed"):
+                    await self._flush_kernel()
+                await self.committer.drain()
         head = self.committer.head
         return {"commit": head.hex() if head else None}
 

@@ -99,7 +99,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configurations that caiafs.mount.run was called with, in the foreground."""
     seen: list[Config] = []
 
-    def run(config: Config, ready: Callable[[], None], notifier: object) -> int:
+    def run(config: Config, ready: Callable[[], None], notifier: object, watch: object) -> int:
         seen.append(config)
         ready()
         return 0
@@ -154,7 +154,7 @@ def test_usage_errors_of_mount_exit_2(ran: list[Config], capsys: pytest.CaptureF
 def test_failure_to_mount_exits_32(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(config: Config, ready: Callable[[], None], notifier: object) -> int:
+    def run(config: Config, ready: Callable[[], None], notifier: object, watch: object) -> int:
         raise RepositoryMissing(f"no repository at {config.repo}: -o init creates one")
 
     monkeypatch.setattr(importlib.import_module("caiafs.mount"), "run", run, raising=False)
@@ -174,7 +174,7 @@ from caiafs.cli import main, mount_helper
 from caiafs.mount import daemonize
 daemonize.default_log_path = lambda mountpoint: {str(tmp_path / "log")!r}
 log = logging.getLogger("caiafs")
-def run(config, ready, notifier):
+def run(config, ready, notifier, watch):
     {run}
 caiafs.mount.run = run
 sys.exit({entry}(sys.argv[1:]))
@@ -306,8 +306,10 @@ def test_check_hands_over_and_returns_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_check(
-        repo: str, branch: str | None, state_dir: str | None, repair: bool, out: Callable[[str], None]
-    ) -> int:
+        repo: str, branch: str | None, state_dir: str | None, repair: bool, out: Callable[[str], None],
+        progress: Callable[[int, int, str], None],
+    ) -> int:  # fmt: skip
+        progress(1, 2, "reading")
         out(f"{repo} {branch} {state_dir} {repair}")
         return 1
 
@@ -467,15 +469,55 @@ def test_progress_shows_on_a_terminal_only() -> None:
         def isatty(self) -> bool:
             return True
 
-    for stream in (io.StringIO(), Terminal()):
-        with render.ProgressLine(stream) as progress:
-            progress(5, 10, "committing")
-            progress(3, 0, "counting")
-        if stream.isatty():
-            assert "committing: 5 of 10 [##########..........]" in stream.getvalue()
-            assert stream.getvalue().endswith("\r\x1b[K")
-        else:
-            assert stream.getvalue() == ""
+    class Fine(Terminal):
+        encoding = "utf-8"  # type: ignore[assignment]
+
+    said = {}
+    for stream in (io.StringIO(), Terminal(), Fine()):
+        now = [0.0]
+        with render.ProgressLine(stream, lambda: now[0]) as progress:  # noqa: B023
+            for second, done in ((0.1, 0), (2.1, 5), (2.15, 6), (6.1, 7_000), (16.0, 8_000), (22.0, 9_000)):
+                now[0] = second
+                progress(done, 10_000, "writing to git")
+        said[type(stream)] = stream.getvalue()
+    assert said[io.StringIO] == (
+        "caiafs: writing to git: 7,000 of 10,000\ncaiafs: writing to git: 9,000 of 10,000\n"
+    )
+    drawn = said[Terminal].split("\r")
+    assert drawn[1].startswith("........................   0%  writing to git: 5 of 10,000, ")
+    assert drawn[2].startswith("################........  70%  writing to git: 7,000 of 10,000, 3 s left")
+    assert drawn[-1] == "\x1b[K"  # wiped
+    assert "6 of" not in said[Terminal]  # too soon after the one before
+    assert "━━━━━━━━━━━━━━━━────────" in said[Fine]
+
+
+def test_what_keeps_this_process_busy_is_watched_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(render, "FIRST_DRAWN", 0.0)
+    monkeypatch.setattr(render, "DRAW_EVERY", 0.001)
+    done = [0]
+    with render.watched(lambda: (done[0], 10, "replaying the journal")):
+        deadline = time.monotonic() + 20
+        while "5 of 10" not in stream.getvalue() and time.monotonic() < deadline:
+            done[0] = 5
+    assert "replaying the journal: 5 of 10" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_what_is_over_at_once_shows_no_progress() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with render.ProgressLine(stream) as progress:
+        progress(1, 2, "quick")
+    assert stream.getvalue() == ""
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
