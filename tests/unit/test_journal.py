@@ -11,7 +11,7 @@ import pytest
 from support.disks import Crash, FailingDisk, ForgetfulDisk
 
 from caiafs.errors import JournalDamaged, JournalError
-from caiafs.journal import HEADER_SIZE, Journal, Reader
+from caiafs.journal import HEADER_SIZE, Journal, Reader, recovery
 from caiafs.records import NO_OID, Committed, Record, Remove, Write, encode
 
 
@@ -67,6 +67,68 @@ def test_records_come_back_in_order_with_their_positions(tmp_path: Path) -> None
     assert again.id == journal.id
     assert again.read(positions[1], 4) == b"data"
     again.close()
+
+
+@pytest.mark.parametrize("window", [1, 9, 40, 100, 1000, recovery.WINDOW])
+def test_records_come_back_however_much_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(recovery, "USUAL_WINDOW", window)
+    dice = random.Random(window)
+    records: list[Record] = []
+    for number in range(60):
+        records += [remove(b"%d" % number), Write(2, number, 1, dice.randbytes(dice.randrange(300)))]
+    journal = Journal(str(tmp_path))
+    journal.append_all(records)
+    journal.close()
+    assert reopened(tmp_path) == records
+    (segment,) = segments(tmp_path)
+    damaged = bytearray(segment.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    segment.write_bytes(damaged)
+    found = reopened(tmp_path)
+    assert 0 < len(found) < len(records)
+    assert found == records[: len(found)]
+
+
+def test_what_was_released_is_closed_when_it_is_asked_for(tmp_path: Path) -> None:
+    """The disk takes its time over that, so it is left to a thread."""
+    journal = Journal(str(tmp_path))
+    journal.append(remove(b"a"))
+    position = journal.seal()
+    journal.append(remove(b"b"))
+    opened = set(os.listdir("/proc/self/fd"))
+    journal.release(position)
+    assert len(segments(tmp_path)) == 1
+    assert set(os.listdir("/proc/self/fd")) == opened
+    journal.close_released()
+    assert len(opened - set(os.listdir("/proc/self/fd"))) == 1
+    journal.close()
+
+
+def test_a_worker_lists_the_journal_once_and_sees_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(str(tmp_path))
+    places = [journal.append(Write(2, 0, 0, b"%04d" % number)) for number in range(50)]
+    listed = 0
+    real = os.listdir
+
+    def counting(*arguments: object) -> list[str]:
+        nonlocal listed
+        listed += 1
+        return real(*arguments)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "listdir", counting)
+    reader = Reader(str(tmp_path))
+    assert [reader.read(place, 4) for place in places] == [b"%04d" % number for number in range(50)]
+    assert listed == 1
+    journal.seal()
+    place = journal.append(Write(2, 0, 0, b"more"))
+    assert reader.read(place, 4) == b"more"
+    assert listed == 2
+    reader.close()
+    journal.close()
 
 
 def test_new_records_follow_after_every_reopening(tmp_path: Path) -> None:
