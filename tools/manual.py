@@ -81,11 +81,15 @@ def _mount(moment: datetime) -> str:
     ]
     page.section("Description")
     _, told = sections((ROOT / "docs/cli.md").read_text())
-    page.text(next(body for title, body in told.items() if title.startswith("`mount.caiafs")))
+    for title, body in told.items():
+        if not title.startswith("`caiafs "):
+            page.text(f"## {title}\n{body}")
     page.section("Options")
     page.text(_section("configuration.md", "Settings"))
     page.section("Words of mount(8)")
     page.text(_section("configuration.md", "Words of mount(8)"))
+    page.section("Fstab")
+    page.text(_section("service.md", "A line in fstab"))
     page.section("Exit status")
     page.text("0 when the mount serves, 32 on any failure.")
     _see_also(page, "caiafs(1), caiafs.toml(5), mount(8), fstab(5), systemd.mount(5)")

@@ -91,7 +91,10 @@ class Writer:
             elif match["italic"]:
                 out += rf"\fI{escape(match['italic'])}\fP"
             else:
-                out += escape(self._pages.get(match["link"].partition("#")[0], match["text"]))
+                file = match["link"].partition("#")[0]
+                page = self._pages.get(file, "")
+                named = match["text"] in (file, match["link"])
+                out += escape(page if page and named else match["text"] + (f" ({page})" if page else ""))
         return out + escape(text[at:])
 
     def _flow(self, text: str) -> None:

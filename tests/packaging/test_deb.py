@@ -8,7 +8,7 @@ import pytest
 from packaging_support import SESSION
 from support.roots import FreshMachine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 # What dpkg itself keeps of any package that came and went, and logs and caches of the system.
 _NOT_OURS = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/", "/var/log/dpkg.log", "/var/log/apt/")

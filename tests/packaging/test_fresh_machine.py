@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.roots import FreshMachine, copy_of_the_source
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 _TESTS = "tests/unit/test_config.py tests/mount/test_commands.py tests/mount/test_users.py"
 _FEW = "tests/unit/test_config.py"

@@ -8,7 +8,7 @@ import pytest
 from support.console import follow
 from support.roots import SOURCE, FreshMachine, copy_of_the_source
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 
 def test_tutorial_works_from_installation_to_the_end(machine: FreshMachine, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from packaging_support import SESSION
 from support.roots import FreshMachine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 _NEEDS = ["fuse3", "libfuse3-dev", "pkg-config", "gcc", "libc6-dev", "python3-dev", "python3-venv", "git"]
 

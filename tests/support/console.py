@@ -28,7 +28,7 @@ import pytest
 from support.mounts import environment
 
 TIMEOUT = 60.0
-"""Seconds that one step may take; those that install something may take ten times as long."""
+"""Seconds that one step may take; those that install something may take thirty times as long."""
 _FORGET_MOUNTS = """while read -r _ place type _; do
     if [ "$type" = fuse.caiafs ]; then umount -l "$(printf '%b' "$place")" || true; fi
 done </proc/self/mounts"""
@@ -173,7 +173,7 @@ def follow(page: Path, run: Console, *, install: bool = False) -> Iterator[Step]
     for step in steps(page):
         if step.install and not install:
             continue
-        status, printed = run.run(step.command, TIMEOUT * (10 if step.install else 1))
+        status, printed = run.run(step.command, TIMEOUT * (30 if step.install else 1))
         where = f"{page.name}:{step.line}"
         said = "\n".join(printed)
         if status != step.status:

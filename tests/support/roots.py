@@ -138,7 +138,7 @@ class FreshMachine:
         *,
         user: str = "root",
         status: int | None = 0,
-        timeout: float = 900,
+        timeout: float = 2700,
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the guest as *user*; fail with its output unless it exits with *status*."""

@@ -91,7 +91,8 @@ def test_what_is_shipped_has_pages_completions_and_documents() -> None:
     [
         ("a `-o x` and *b*", [r"a \fB\-o x\fP and \fIb\fP"]),
         (".dot begins", [r"\&.dot begins"]),
-        ("**bold `code`** [cli](cli.md) [x](other.md)", [r"\fBbold code\fP caiafs(1) x"]),
+        ("**bold `code`** [cli.md](cli.md) [x](other.md)", [r"\fBbold code\fP caiafs(1) x"]),
+        ("[the flags](cli.md#flags) of it", ["the flags (caiafs(1)) of it"]),
         ("- one\n  more\n- two", [r".IP \(bu 2", "one more", r".IP \(bu 2", "two"]),
         ("1. one\n2. two", [".IP 1. 4", "one", ".IP 2. 4", "two"]),
         ("    code\n\n    .more", [".RS 4", ".nf", "code", r"\&", r"\&.more", ".fi", ".RE"]),
