@@ -32,6 +32,14 @@ def test_power_loss_at_writes_keeps_every_promise(tmp_path: Path, recording: Rec
     assert recording.commits > 3
 
 
+def test_power_loss_at_writes_while_others_push(tmp_path: Path) -> None:
+    """Nothing that was pushed is lost, and what was taken in is one of the states that there were."""
+    recording = Recording(tmp_path / "recorded", SEED, 100, outside=0.06)
+    assert recording.pushed
+    losses = random.Random(SEED).sample(at_every_write(recording, SEED), 16)
+    Prover(recording, tmp_path / "found", Outcome()).sweep(losses)
+
+
 def test_power_loss_while_a_repository_is_made(tmp_path: Path, recording: Recording) -> None:
     """`-o init`: a machine that starts again finds a repository, or makes it."""
     first = next(mark.calls for mark in recording.marks if mark.number == 1)

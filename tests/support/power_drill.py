@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import os
 import random
 import shutil
 import stat
@@ -24,9 +25,9 @@ import trio
 from caiafs.check import run_check
 from caiafs.errors import FSError, RepositoryMissing
 from caiafs.mount import preflight
-from caiafs.store import Store
+from caiafs.store import BLOB, COMMIT, TREE, Store, encode_commit, patch_tree
 from caiafs.tree import Directory, File, Node, Symlink
-from support.core import BRANCH, WHO, Core, LocalWorker
+from support.core import BRANCH, IDENTITY, WHO, Core, LocalWorker
 from support.mounts import run
 from support.power import Platter, Recorder
 
@@ -64,7 +65,8 @@ class _Worker(LocalWorker):
 
 
 class Mark(NamedTuple):
-    """After so many calls: change *number* is about to "begin", or all up to it are "kept" for certain."""
+    """After so many calls: change *number* is about to "begin", or all up to it are "kept" for certain,
+    or so many commits from outside are "pushed"."""
 
     calls: int
     what: str
@@ -74,8 +76,11 @@ class Mark(NamedTuple):
 class Recording:
     """A workload that was recorded, with every tree that it went through."""
 
-    def __init__(self, base: Path, seed: int, changes: int, writes: int = 0) -> None:
-        """Record at least so many *changes*, and go on until so many *writes* were made."""
+    def __init__(self, base: Path, seed: int, changes: int, writes: int = 0, outside: float = 0.0) -> None:
+        """Record at least so many *changes*, and go on until so many *writes* were made. After each a
+        commit may arrive on the branch from *outside*, with that probability."""
+        self.outside = outside
+        self.pushed: list[str] = []
         self.rng = random.Random(seed)
         self.trees: list[Tree] = []
         self.views: list[dict[str, tuple[str, str]]] = []
@@ -90,6 +95,8 @@ class Recording:
             trio.run(self._work, life, changes, writes)
             life.close()
         self.recorder.assert_complete()
+        listed = run("git", "-C", base / "repo.git", "rev-list", "refs/heads/main").stdout.split()
+        self.own = set(listed) - set(self.pushed)
         self.by_tree: dict[str, list[int]] = {}
         for number, tree in enumerate(self.trees):
             self.by_tree.setdefault(digest(tree), []).append(number)
@@ -103,20 +110,21 @@ class Recording:
         await self._note(life)
         async with trio.open_nursery() as nursery:
             busy = trio.CapacityLimiter(1)
-            number = 0
-            while number < changes or self.recorder.writes < writes:
-                number += 1
+            while len(self.trees) <= changes or self.recorder.writes < writes:
+                number = len(self.trees)
                 self._mark("begin", number)
                 with contextlib.suppress(FSError):  # refused, and so nothing changed
                     await self._change(life, number)
                 await self._note(life)
                 dice = self.rng.random()
                 if dice < 0.04:
-                    kept = number
+                    kept = len(self.trees) - 1
                     await life.fs.sync()
                     self._mark("kept", kept)
                 elif dice < 0.09 and not busy.borrowed_tokens:
                     nursery.start_soon(self._commit, life, busy)
+                if self.rng.random() < self.outside and life.store.read_ref(BRANCH) is not None:
+                    await self._take_in(life, busy)
                 await trio.lowlevel.checkpoint()
         await self._commit(life, busy)
 
@@ -126,6 +134,38 @@ class Recording:
             await life.committer.commit()
             self.commits += 1
             self._mark("kept", kept)
+
+    async def _take_in(self, life: Life, busy: trio.CapacityLimiter) -> None:
+        """Somebody pushes one new or changed file, and the next commit takes it in, as one record."""
+        async with busy:
+            pass  # a commit that runs comes to its end: what it does is told apart from what follows
+        self._push(life)
+        life.look()
+        self._mark("begin", len(self.trees))
+        await self._commit(life, busy)
+        await self._note(life)
+        self._mark("kept", len(self.trees) - 1)
+
+    def _push(self, life: Life) -> None:
+        with Store.open(life.git_dir) as store:
+            tip = store.read_ref(BRANCH)
+            assert tip is not None
+            packer = store.pack_writer(os.path.join(life.git_dir, "caiafs"))
+            name = b"o%d" % self.rng.randrange(1 + len(self.pushed) // 2 + 1)
+            blob = packer.add(BLOB, b"outside %d\n" % len(self.pushed) * 30)
+            old = store.tree_bytes(store.commit(tip).tree)
+            tree = packer.add(TREE, patch_tree(old, {name: (0o100644, blob)}))
+            stamp = 2_000_000_000 + len(self.pushed)
+            text = b"Outside\n"
+            commit = packer.add(
+                COMMIT, encode_commit(tree, (tip,), IDENTITY, IDENTITY, stamp, stamp, 0, text)
+            )
+            kept = packer.finish()
+            assert kept is not None
+            assert store.swap_ref(BRANCH, tip, commit, b"push", IDENTITY)
+            kept.release()
+        self.pushed.append(commit.hex())
+        self._mark("pushed", len(self.pushed))
 
     async def _change(self, life: Life, number: int) -> None:
         """One call of the core, so that the journal gets one record, or several as one."""
@@ -174,9 +214,14 @@ class Recording:
                 break
             if mark.what == "kept":
                 kept = max(kept, mark.number)
-            else:
+            elif mark.what == "begin":
                 begun = mark.number
         return kept, begun
+
+    def pushed_by(self, calls: int) -> list[str]:
+        """The commits that were on the branch for certain when so many calls were made."""
+        numbers = [mark.number for mark in self.marks if mark.what == "pushed" and mark.calls <= calls]
+        return self.pushed[: max(numbers, default=0)]
 
 
 async def shown(
@@ -273,7 +318,7 @@ class Prover:
                 if loss.again:
                     self._lose_power_again(base, loss, where)
                 else:
-                    self.verify(base, self.recording.bounds(reached), where)
+                    self.verify(base, self.recording.bounds(reached), where, reached)
 
     def _lose_power_again(self, base: Path, loss: Loss, where: str) -> None:
         """The recovery after the first loss is recorded as well, and the power goes at each of its calls.
@@ -307,8 +352,8 @@ class Prover:
         yield path
         shutil.rmtree(path)
 
-    def verify(self, base: Path, bounds: tuple[int, int], where: str) -> None:
-        """Start again on *base*, and look at everything."""
+    def verify(self, base: Path, bounds: tuple[int, int], where: str, calls: int = 0) -> None:
+        """Start again on *base*, and look at everything; what was pushed before *calls* is there, too."""
         self.outcome.states += 1
         try:
             self._fsck(base, "as it was found")
@@ -329,6 +374,12 @@ class Prover:
             raise Violation(f"{where}: caiafs check: {said}")
         self._fsck(base, where)
         self._check_history(base, number, where)
+        for commit in self.recording.pushed_by(calls):
+            lost = run(
+                "git", "-C", base / "repo.git", "merge-base", "--is-ancestor", commit, "main", status=None
+            )
+            if lost.returncode:
+                raise Violation(f"{where}: {commit} was pushed and is not in the history")
 
     async def _compare(self, life: Life, bounds: tuple[int, int], where: str) -> int:
         tree, _ = await shown(life)
@@ -358,7 +409,8 @@ class Prover:
             raise Violation(f"{where}: the branch does not show what the mount shows")
         tree.pop("after")
         due = self.recording.trees[number]
-        wrong = [line for line in _differences(due, tree) if not line.startswith("'':")]
+        # The root's times, and what came from outside and was taken in only now.
+        wrong = [line for line in _differences(due, tree) if not line.startswith(("'':", "'o"))]
         if wrong:
             raise Violation(f"{where}: the tree changed by being committed: {wrong[:5]}")
 
@@ -388,6 +440,8 @@ class Prover:
         listed = run("git", "-C", repository, "rev-list", "--reverse", "refs/heads/main").stdout.split()
         latest = 0
         for commit in listed[:-1]:
+            if self.recording.outside and commit not in self.recording.own:
+                continue  # somebody else's, or with it: of a moment that came after the power was back
             shown_at = self._known.get(commit)
             if shown_at is None:
                 view = self._listed(repository, commit)
