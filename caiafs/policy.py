@@ -13,6 +13,7 @@ Changed by the event loop's task only; no waiting here, the callers sleep.
 from __future__ import annotations
 
 import errno
+import math
 import random
 import time
 from collections.abc import Callable
@@ -93,15 +94,21 @@ class Tier:
     def trouble(
         self, reason: str, code: int = errno.EIO, *, ceiling: float | None = None, takes_nothing: bool = False
     ) -> float:
-        """It failed: *reason* is for people. Returns the seconds until it should be tried again."""
-        self.failures += 1
+        """It failed: *reason* is for people. Returns the seconds until it should be tried again.
+
+        Failures before the next try is due count as one with the last: calls that all fail at once do
+        not push it off.
+        """
+        now = self.clock()
+        if self.state == HEALTHY or now >= self.next_try:
+            self.failures += 1
+            self.next_try = math.inf
         self.failures_ever += 1
         self.reason = reason
         self.errno = code
-        pause = self.policy.pause(self.failures, ceiling)
-        self.next_try = self.clock() + pause
+        self.next_try = min(self.next_try, now + self.policy.pause(self.failures, ceiling))
         self._become(FAILED if takes_nothing or self.failures >= FAILED_AFTER else DEGRADED)
-        return pause
+        return self.next_try - now
 
     def slow(self, reason: str) -> None:
         """It neither failed nor answered yet: degraded, without a try being counted."""

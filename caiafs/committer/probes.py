@@ -42,6 +42,7 @@ class Probes:
     async def run(self) -> None:
         """Until cancelled."""
         health = self._fs.health
+        self._fs.is_probed = True
         while True:
             self._changed = trio.Event()
             journal, git = health.journal, health.git
@@ -60,7 +61,7 @@ class Probes:
         pause = min((tier.next_try - tier.clock() for tier in tiers), default=math.inf)
         if tiers and pause <= 0:
             pause = health.policy.retry_ceiling  # somebody else tries
-        return min(pause, self._again_at - trio.current_time())
+        return max(0.0, min(pause, self._again_at - trio.current_time()))
 
     async def _probe_journal(self) -> None:
         """A file is written, and where a sync failed, what there is is synced."""

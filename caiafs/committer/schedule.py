@@ -143,7 +143,6 @@ class Committer:
                     await self._commit_all(message)
                     await self._take_in()
                     await self._restore_branch()
-                    self._recovered()
                     return Outcome(self.head, changes)
             except CaiafsError as error:
                 attempt += 1
@@ -181,7 +180,6 @@ class Committer:
             async with self._busy:
                 try:
                     await self._commit_all()
-                    self._recovered()
                 except CaiafsError as error:
                     turn.error = error
                     self.failed(error)
@@ -222,7 +220,6 @@ class Committer:
                     await self._take_in()
                     if self._in_flight is not None or (self._fs.is_dirty and self._is_time()):
                         await self._commit(None)
-                self._recovered()
             except CaiafsError as error:
                 pause = self.failed(error)
                 await self._make_journal_safe()

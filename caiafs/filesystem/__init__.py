@@ -55,6 +55,7 @@ class Filesystem(Attributes):
         self.replayed = 0
         self.replayed_to = 0
         """The position of the last record that was replayed."""
+        self._distrusted: set[Node] = set()
 
     # ---- starting
 
@@ -197,7 +198,18 @@ class Filesystem(Attributes):
         if isinstance(node, File) and flags & os.O_ACCMODE != os.O_RDONLY:
             node.writers -= 1
             node.active = node.active and node.writers > 0
+        if self._distrusted and node.opens == 0 and node in self._distrusted:
+            self._distrusted.discard(node)
+            self._distrust(node)
         self.tree.reap(node)
+
+    def _distrust(self, node: Node) -> None:
+        """A write was refused: the kernel has pages of *node*, and a size, that nobody keeps. It goes by
+        its own size as long as it has the inode, so it is told again when the last user is gone."""
+        if self.forget_in_kernel is not None:
+            self.forget_in_kernel([(parent.ino, name) for parent, name in node.links()], {node.ino})
+        if node.opens:
+            self._distrusted.add(node)
 
     async def read(self, node: File, offset: int, length: int, flags: int = 0) -> bytes:
         """Up to *length* bytes from *offset*; fewer only at the end of the file. *flags* of its open(2)."""
@@ -212,19 +224,23 @@ class Filesystem(Attributes):
         Without *stamp* the times stay: a kernel with a write-back cache stamps files itself, when
         they are written and not when it hands the bytes over, and sends the times separately.
         """
-        await self._room(len(data))
-        self.refuse_growth(node, offset + len(data))
-        now = self.now() if stamp else 0
-        node.active = node.writers > 0
-        if node.nlink == 0:
-            # No one will look for it after a crash, but the journal is where memory evicts to.
-            self._writable()
-            (position,), _ = self._append([Write(0, offset, 0, data)])
-            self.tree.apply(Write(node.ino, offset, now, data), position)
-        else:
-            self._record(Write(node.ino, offset, now, data), node)
-            if self.unkept:
-                await self.kept()
+        try:
+            await self._room(len(data))
+            self.refuse_growth(node, offset + len(data))
+            now = self.now() if stamp else 0
+            node.active = node.writers > 0
+            if node.nlink == 0:
+                # No one will look for it after a crash, but the journal is where memory evicts to.
+                self._writable()
+                (position,), _ = self._append([Write(0, offset, 0, data)], is_spill=True)
+                self.tree.apply(Write(node.ino, offset, now, data), position)
+            else:
+                self._record(Write(node.ino, offset, now, data), node)
+                if self.unkept:
+                    await self.kept()
+        except FSError:
+            self._distrust(node)
+            raise
         return len(data)
 
     # ---- acknowledging

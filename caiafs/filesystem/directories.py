@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ class Directories:
         self.memory = memory
         self.journal = journal
         self.metrics = metrics
-        self.health = Health(_policy(config), config.primary, config.enable_fallback)
+        self.health = Health(_policy(config), config.primary, config.enable_fallback, _clock)
         self._loader = loader
         self.contents = Contents(store, journal, memory, metrics, spool, self.ask)
         self._threads = trio.CapacityLimiter(4)
@@ -195,6 +196,14 @@ def shown(path: bytes) -> str:
     if len(text) > 200:
         text = f"{text[:120]}…{text[-60:]}"
     return text if text.isprintable() and text else ascii(text)
+
+
+def _clock() -> float:
+    """The event loop's clock, so that pauses are as long as those who sleep them; any before it runs."""
+    try:
+        return trio.current_time()
+    except RuntimeError:
+        return time.monotonic()
 
 
 def _policy(config: Config) -> Policy:

@@ -51,6 +51,8 @@ class Recording(Directories):
         self.committed = 0
         self.unkept: list[Change] = []
         self.decided = trio.Event()
+        self.is_probed = False
+        """Somebody probes the journal when it fails, with as much as a change may be: calls do not."""
         self.write_through: Callable[[int], Awaitable[None]] | None = None
         self.forget_in_kernel: Callable[[list[tuple[int, bytes]], set[int]], None] | None = None
 
@@ -94,10 +96,15 @@ class Recording(Directories):
                 self._break(error)
             raise
 
-    def _append(self, batch: list[Record]) -> tuple[list[int], int | None]:
+    def _append(self, batch: list[Record], is_spill: bool = False) -> tuple[list[int], int | None]:
         """The journal's positions for *batch*; and None if it keeps them, else the errno of its refusal
-        (0 if it was not asked). Raises FSError, with nothing changed, where git may not stand in."""
+        (0 if it was not asked). Raises FSError, with nothing changed, where git may not stand in.
+
+        *is_spill*: these are bytes of a file without a name, which no recovery looks for.
+        """
         refused = self._refused()
+        if is_spill and refused == 0 and not self.journal.is_volatile:
+            refused = None
         if refused is None:
             started = time.perf_counter_ns()
             try:
@@ -113,8 +120,8 @@ class Recording(Directories):
                 refused = error.errno
             else:
                 self._appends.add(time.perf_counter_ns() - started)
-                if self.health.journal.state == FAILED and self.health.journal.worked():
-                    log.info("the journal works again")
+                if self.health.journal.state == FAILED and not self.is_probed:
+                    self.health.journal.worked()
                 return positions, None
         try:
             return self.journal.append_all(batch, volatile=True), refused
@@ -132,7 +139,7 @@ class Recording(Directories):
             if self.unkept or self.pending:
                 return tier.errno
             self.journal.forget_volatile(self._orphaned_positions())
-        if tier.state == FAILED and not tier.may_try and self.health.git.is_healthy:
+        if tier.state == FAILED and self.health.git.is_healthy and (self.is_probed or not tier.may_try):
             return tier.errno
         return None
 
@@ -372,7 +379,8 @@ class Recording(Directories):
                     self.health.journal.trouble(str(error), error.errno)
                 failure = error
             else:
-                self.health.journal.worked()
+                if self.health.journal.state != FAILED:  # a disk that is full can still sync
+                    self.health.journal.worked()
                 continue
             finally:
                 self._sync_running.set()
@@ -450,15 +458,13 @@ class Recording(Directories):
         self.released.set()
         self.released = trio.Event()
         self._tell()
-        if self._refused() is not None:
-            return
+        if self._refused() is not None or self.health.journal.state == FAILED:
+            return  # too small a record to tell whether the disk takes changes again
         try:
             self.journal.append(committed)
         except JournalError as error:
             self.health.journal.trouble(str(error), error.errno, takes_nothing=True)
             raise
-        if self.health.journal.state == FAILED:
-            self.health.journal.worked()
 
 
 def _now() -> float:

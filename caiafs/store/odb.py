@@ -270,6 +270,8 @@ class ObjectDatabase:
                 raise failed(f"cannot look up object {oid.hex()}", error) from error
         if self._closed:
             raise StoreError("the repository is closed")
+        if not os.path.isdir(self.path):
+            raise StoreError(f"{self.path} is not there: the repository was moved away, or its disk is gone")
         if self._damaged_index is not None:
             raise ObjectMissing(f"object {oid.hex()} is not in {self.path}, and {self._damaged_index}")
         raise ObjectMissing(f"object {oid.hex()} is not in {self.path}; git fsck shows what else is missing")
