@@ -140,13 +140,15 @@ class Watch:
         self.look()
 
 
-def settle(pid: int, patience: float = 5.0, calm: float = 0.05) -> float:
-    """Wait until *pid* and its children use next to no CPU; seconds waited, *patience* at most."""
+def settle(pid: int, patience: float = 5.0, calm: float = 0.02) -> float:
+    """Wait until *pid* and its children use next to no processor time; seconds, *patience* at most."""
     begun = time.monotonic()
     while True:
         pids = children(pid)
-        before = cpu_seconds(pids)
+        before = sum(map(ran_ns, pids))
+        looked = time.monotonic()
         time.sleep(calm)
+        share = (sum(map(ran_ns, pids)) - before) / 1e9 / (time.monotonic() - looked)
         waited = time.monotonic() - begun
-        if cpu_seconds(pids) - before <= 1.5 / TICKS * 0.99 or waited > patience:
+        if share < 0.05 or waited > patience:
             return waited

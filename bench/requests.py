@@ -20,7 +20,7 @@ from caiafs.control import client
 from . import processes
 
 _COUNT = re.compile(rb'^caiafs_fuse_request_seconds_count\{op="(\w+)"\} ([\d.e+]+)$', re.MULTILINE)
-CALM = 0.03
+CALM = 0.01
 """Seconds for what the kernel sends without waiting for it (RELEASE) to arrive."""
 
 

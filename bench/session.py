@@ -38,6 +38,9 @@ PROFILING = 60.0
 """Seconds for profiles beyond the time for rounds."""
 
 
+LATE = "The time limit was reached: later rounds, or cases, are missing."
+
+
 class Hung(Exception):
     """A piece of work did not end in time."""
 
@@ -171,6 +174,9 @@ class Session:
     def _round(self, number: int) -> None:
         self._results.note_speed(machine.speed())
         for case in self._cases:
+            if time.monotonic() > self._ends:
+                self._results.note(LATE)
+                return
             arguments = case.arguments(self._quick)
             if arguments is None or number >= self._rounds_of(case):
                 continue
@@ -200,7 +206,7 @@ class Session:
         expected = self._durations.get((case.key, key), 0.0)
         if time.monotonic() + expected < self._ends:
             return True
-        self._results.note("The time limit was reached: later rounds, or cases, are missing.")
+        self._results.note(LATE)
         return False
 
     def _one(self, case: Case, key: str, arguments: dict[str, Any]) -> dict[str, Any] | None:

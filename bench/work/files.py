@@ -162,7 +162,7 @@ def listing(room: bytes, meter: Meter, count: int, seconds: float, cold: bool) -
     assert listed() == len(names)
     samples: list[int] = []
     stop = perf_counter_ns() + int(seconds * 1e9)
-    while len(samples) < (3 if cold else 10) and perf_counter_ns() < stop:
+    while len(samples) < (2 if cold else 10) and perf_counter_ns() < stop:
         if cold:
             drop_names()
         if not samples:
