@@ -258,6 +258,7 @@ class Mount:
         self._leaving = trio.Event()
         self._taken_away = False
         self._automounted = False
+        self._on_terminal = True
         self.http = self._http_server()
 
     def _http_server(self) -> HttpServer | None:
@@ -405,18 +406,19 @@ class Mount:
         fields = {"event": "mounted", "branch": os.fsdecode(self.branch), "state_dir": self.state_dir}
         log.info("%s is mounted on %s", self.config.source, self.config.mountpoint, extra={"fields": fields})
         ready()
+        self._on_terminal = os.isatty(2)  # a daemon has left it by now
         self.notifier.ready(self.report.status_line())
         await report_status(self.notifier, self)
 
     async def _obey_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """SIGHUP: read the settings again. SIGTERM and SIGINT: commit what there is, then unmount;
-        a second one unmounts at once."""
+        """SIGHUP: read the settings again, or end with the terminal that goes away. SIGTERM and SIGINT:
+        commit what there is, then unmount; a second one unmounts at once."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 stopping = False
                 async for number in signals:
-                    if number == signal.SIGHUP:
+                    if number == signal.SIGHUP and not self._on_terminal:
                         with contextlib.suppress(CaiafsError):  # it is in the log, and in the status
                             self.reload()
                     elif stopping:

@@ -25,7 +25,7 @@ from caiafs.errors import CaiafsError
 Serve = Callable[[Callable[[], None]], int]
 """Gets `ready`, to be called once when the mount answers; returns the exit code after the unmount."""
 
-LOG_LIMIT = 1 << 20
+LOG_LIMIT = 4 << 20
 """A log larger than this is moved to NAME.1 before the next launch writes to it."""
 
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -25,7 +25,9 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -36,6 +38,8 @@ from typing import TextIO
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 WINDOW = 10.0
 """Seconds for which messages of one kind are counted together."""
+LIMIT = 4 << 20
+"""Bytes past which a log file is begun anew."""
 BURST = 10
 """Different warnings of one kind that are written within a window; the rest is counted."""
 
@@ -72,7 +76,7 @@ def start(
         outputs = [_stream(sys.stderr)]
         if log_file is not None:
             outputs[0].setLevel(logging.WARNING)
-            outputs.append(_stream(log_file))
+            outputs.append(LogFile(log_file))
     funnel = Funnel(outputs)
     root = logging.getLogger()
     root.addHandler(funnel)
@@ -98,6 +102,32 @@ def _stream(stream: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TerminalFormatter() if stream.isatty() else LineFormatter())
     return handler
+
+
+class LogFile(logging.StreamHandler[TextIO]):
+    """A log that a daemon writes for months: past LIMIT bytes, what is there becomes NAME.1.
+
+    Copied and cut off, not renamed: standard error and others have the same file open.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.setFormatter(LineFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        fd = self.stream.fileno()
+        found = os.fstat(fd)
+        if found.st_size <= LIMIT or not stat.S_ISREG(found.st_mode):
+            return
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(path, "rb") as old, open(os.open(f"{path}.1", flags, 0o600), "wb") as new:
+                shutil.copyfileobj(old, new)
+        except OSError:
+            return  # a log that stays long is better than one that is gone
+        os.ftruncate(fd, 0)
 
 
 # -- how an event looks ---------------------------------------------------------------------------

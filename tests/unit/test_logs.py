@@ -22,6 +22,7 @@ from caiafs.mount.logs import (
     Funnel,
     JournalHandler,
     LineFormatter,
+    LogFile,
     Repeats,
     TerminalFormatter,
     journal_entry,
@@ -310,17 +311,35 @@ def ours() -> Iterator[logging.Logger]:
 
 
 def test_the_terminal_hears_warnings_until_the_mount_serves(
-    ours: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    ours: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    terminal, file = io.StringIO(), io.StringIO()
+    terminal, log = io.StringIO(), tmp_path / "log"
     monkeypatch.setattr(sys, "stderr", terminal)
-    serving = logs.start("info", {}, file, journal=False)
-    ours.info("one")
-    ours.warning("two")
-    serving()
-    ours.warning("three")
+    with log.open("a", buffering=1) as stream:
+        serving = logs.start("info", {}, stream, journal=False)
+        ours.info("one")
+        ours.warning("two")
+        serving()
+        ours.warning("three")
     assert re.findall(r"one|two|three", terminal.getvalue()) == ["two"]
-    assert re.findall(r"one|two|three", file.getvalue()) == ["one", "two", "three"]
+    assert re.findall(r"one|two|three", log.read_text()) == ["one", "two", "three"]
+
+
+def test_a_log_file_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LIMIT", 1000)
+    path = tmp_path / "log"
+    with path.open("a", buffering=1) as stream:
+        handler = LogFile(stream)
+        for number in range(100):
+            handler.handle(record("event %d", number))
+        stream.write("from elsewhere\n")
+    text = path.read_text()
+    assert len(text) < 1200
+    assert text.endswith("from elsewhere\n")
+    before = (tmp_path / "log.1").read_text()
+    assert len(before) < 1200
+    numbers = [int(number) for number in re.findall(r"event (\d+)", before + text)]
+    assert numbers == list(range(numbers[0], 100))
 
 
 def test_the_level_changes_at_any_time(ours: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
