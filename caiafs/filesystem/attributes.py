@@ -62,6 +62,8 @@ class Attributes(Names):
             self.refuse_growth(node, size)
             if mtime is None:
                 mtime = now
+        elif mtime == node.mtime and ctime == node.ctime and mode is uid is gid is atime is None:
+            return node  # the kernel's own note of a rename or a write, by the same tick of the same clock
         mask = (
             SET_CTIME
             | (0 if mode is None else SET_MODE)

@@ -179,6 +179,46 @@ def test_opening_and_sizes(core: Core) -> None:
     assert (file.opens, file.writers) == (0, 0)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("change", "privileged", "left"),
+    [
+        ({"uid": 7}, True, 0o777),
+        ({"gid": 7}, True, 0o777),
+        ({"ctime": 7}, True, 0o777),  # chown(2) of nobody to nobody
+        ({"size": 1}, False, 0o777),
+        ({"size": 1}, True, 0o6777),
+        ({"mtime": 7}, False, 0o6777),
+        ({"mtime": 7, "ctime": 7}, False, 0o6777),
+        ({"mode": 0o4711}, False, 0o4711),
+    ],
+)
+def test_set_id_bits_go_with_an_owner_and_with_a_size(
+    core: Core, change: dict[str, int], privileged: bool, left: int
+) -> None:
+    file = make(core, b"file", data=b"data")
+    core.fs.set_attributes(file.ino, mode=0o6777)
+    core.fs.set_attributes(file.ino, may_keep_set_id=privileged, **change)  # type: ignore[arg-type]
+    assert file.mode & 0o7777 == left
+
+
+def test_set_id_bits_go_with_a_write_but_group_ones_that_mean_locking(core: Core) -> None:
+    file = make(core, b"file", data=b"data")
+    for mode, left in ((0o4777, 0o777), (0o2777, 0o777), (0o2767, 0o2767), (0o1777, 0o1777)):
+        core.fs.set_attributes(file.ino, mode=mode)
+        core.fs.drop_set_id(file)
+        assert file.mode & 0o7777 == left
+
+
+def test_a_note_of_times_that_are_known_is_no_record(core: Core) -> None:
+    """The kernel sends one after each rename and unlink, mostly from the same tick of the clock."""
+    file = make(core, b"file", data=b"data")
+    before = core.journal.appended
+    core.fs.set_attributes(file.ino, mtime=file.mtime, ctime=file.ctime)
+    assert core.journal.appended == before
+    core.fs.set_attributes(file.ino, mtime=file.mtime, ctime=file.ctime + 1)
+    assert core.journal.appended == before + 1
+
+
 def test_extended_attributes(core: Core) -> None:
     fs = core.fs
     ino = make(core, b"file").ino
