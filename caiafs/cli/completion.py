@@ -169,6 +169,9 @@ def _bash(top: Command) -> str:
         for option in OPTIONS
         if option.choices
     ]
+    for name, kind in [("config", "files"), *((option.name, _kind(option.metavar)) for option in OPTIONS)]:
+        if kind:
+            values.append(f'        {name}) _caiafs_files {kind} "${{last#*=}}"; return ;;')
     steps, flag_values, commands = [], [], []
     for above, group in _groups(top):
         for each in group.below:
@@ -238,8 +241,10 @@ __WORDS__
 def _zsh(top: Command) -> str:
     words = []
     for option in OPTIONS:
-        value = "" if option.is_switch else f":{option.name}:{_zsh_choice(option.choices)}"
+        action = _zsh_action(_kind(option.metavar), list(option.choices))
+        value = "" if option.is_switch else f":{option.name}:{action}"
         words.append(f"        '{option.name}[{_zsh_quoted(option.help)}]{value}'")
+    words.append("        'config[a file of settings]:file:_files'")
     words += [f"        '{word}'" for word in MOUNT8_WORDS]
     text = _ZSH_HEAD.replace("__WORDS__", " \\\n".join(words))
     for path, command in reversed([*_groups(top), *_paths(top)]):

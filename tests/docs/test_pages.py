@@ -35,6 +35,16 @@ def test_page_works_word_by_word(page: Path, console: Console) -> None:
     assert (status, printed) == (0, ["no caiafs mounts"]), "a page ends by unmounting what it mounted"
 
 
+def test_the_session_that_the_readme_opens_with_works(tmp_path: Path, console: Console) -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    session = [line.strip() for line in readme.splitlines() if line.startswith("    $ ")]
+    page = tmp_path / "README.md"
+    page.write_text("\n".join(["```console", *session, "```"]))
+    assert len(list(follow(page, console))) >= 8
+    assert console.run("cat notes/groceries.txt") == (0, ["honey, bread"]), "in the clone that it ends with"
+    assert console.run("caiafs status")[1] == ["no caiafs mounts"]
+
+
 def test_every_page_is_listed_in_the_readme() -> None:
     readme = (DOCS.parent / "README.md").read_text()
     for page in PAGES:

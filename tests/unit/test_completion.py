@@ -38,6 +38,10 @@ LISTS = [
     ("caiafs mount -o ro,branch=main,log_le", "caiafs mount -o ro,branch=main,log_level="),
     ("caiafs mount -o ro,primary=m", "caiafs mount -o ro,primary=memory"),
 ]
+FILES = [
+    ("caiafs mount -o ro,config=set", "caiafs mount -o ro,config=settings.toml"),
+    ("caiafs mount -o state_dir=no", "caiafs mount -o state_dir=notes/"),
+]
 
 
 class Terminal:
@@ -117,12 +121,12 @@ def zsh(folder: Path) -> Iterator[Terminal]:
     terminal.close()
 
 
-@pytest.mark.parametrize(("typed", "line"), CASES + LISTS)
+@pytest.mark.parametrize(("typed", "line"), CASES + LISTS + FILES)
 def test_bash_completes(bash: Terminal, typed: str, line: str) -> None:
     assert bash.complete(typed) == line
 
 
-@pytest.mark.parametrize(("typed", "line"), CASES + LISTS)
+@pytest.mark.parametrize(("typed", "line"), CASES + LISTS + FILES)
 def test_zsh_completes(zsh: Terminal, typed: str, line: str) -> None:
     assert zsh.complete(typed) == line.rstrip("/")  # zsh takes the slash back at the next key
 
