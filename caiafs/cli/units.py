@@ -84,10 +84,12 @@ def _system_items(root: str, prefix: str | None) -> Iterator[Item]:
     sbin = os.path.join(_below(root, prefix or "/"), "sbin")
     for manager in ("system", "user"):
         where = os.path.join(units, manager)
-        yield Item(os.path.join(where, "caiafs@.service"), _unit(manager, command))
+        name = "user/caiafs@.service" if manager == "user" else "caiafs@.service"
+        yield Item(os.path.join(where, "caiafs@.service"), _unit(name, command))
         if prefix is None and root == "/" and _systemd_version() >= _NOTIFY_RELOAD:
             yield Item(
-                os.path.join(where, "caiafs@.service.d/notify-reload.conf"), _shipped("notify-reload.conf")
+                os.path.join(where, "caiafs@.service.d/notify-reload.conf"),
+                _unit("notify-reload.conf", command),
             )
     for name in HELPERS:
         text = _shipped(name).replace(COMMAND, shlex.join(command))
@@ -99,9 +101,9 @@ def _system_items(root: str, prefix: str | None) -> Iterator[Item]:
 def _user_items(root: str) -> Iterator[Item]:
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     unit = os.path.join(_below(root, home), "systemd/user/caiafs@.service")
-    yield Item(unit, _unit("user", this_command()))
+    yield Item(unit, _unit("user/caiafs@.service", this_command()))
     if root == "/" and _systemd_version() >= _NOTIFY_RELOAD:
-        yield Item(f"{unit}.d/notify-reload.conf", _shipped("notify-reload.conf"))
+        yield Item(f"{unit}.d/notify-reload.conf", _unit("notify-reload.conf", this_command()))
     yield Item(os.path.join(_below(root, home), "caiafs/example.toml"), example.render())
 
 
@@ -113,13 +115,11 @@ def this_command() -> list[str]:
     return [sys.executable, "-m", "caiafs"]
 
 
-def _unit(manager: str, command: list[str]) -> str:
+def _unit(name: str, command: list[str]) -> str:
     # Quoted as systemd.service(5) has it: % is a specifier, and $ a variable.
     words = [word.replace("%", "%%").replace("$", "$$") for word in command]
     quoted = " ".join(f'"{word}"' if re.search(r"[\s\"'\\;]", word) else word for word in words)
-    return _shipped("user/caiafs@.service" if manager == "user" else "caiafs@.service").replace(
-        COMMAND, quoted
-    )
+    return _shipped(name).replace(COMMAND, quoted)
 
 
 def _shipped(name: str) -> str:
