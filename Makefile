@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: crash soak demo test check lint format setup share deb package-test bench bench-quick monitoring-test
+.PHONY: crash soak demo test check lint format setup share deb package-test bench bench-quick monitoring-test fuzz
 
 demo:
 	@sh .ci/demo
@@ -52,6 +52,16 @@ crash: setup
 
 soak: setup
 	.venv/bin/python tests/crash/run.py soak --minutes $(MINUTES) --seed $(SEED)
+
+# Fuzzing led by coverage, SECONDS for each target; TARGETS=tree,index chooses (docs/contributing.md).
+SECONDS = 60
+TARGETS =
+
+fuzz: setup
+	.venv/bin/python -m pip install -q -e '.[fuzz]'
+	.venv/bin/python tests/fuzz/run.py --seconds $(SECONDS) $(subst $(comma), ,$(TARGETS))
+
+comma = ,
 
 # caiafs and its peers at the same work (docs/performance.md). BENCH_ARGS chooses, for example
 # make bench BENCH_ARGS='--cases create,unlink --peers caiafs,bindfs --rounds 3'; --help has the rest.

@@ -160,12 +160,13 @@ def _with_alternates(objects_dir: str) -> list[str]:
         try:
             with open(os.path.join(path, "info", "alternates"), "rb") as file:
                 lines = file.read().split(b"\n")
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # what is not there or may not be read lends nothing, as in git
             continue
         for line in lines:
-            if not line or line.startswith(b"#"):
+            name = _unquoted(line)
+            if not name or line.startswith(b"#") or b"\0" in name:
                 continue
-            other = os.path.normpath(os.path.join(path, os.fsdecode(_unquoted(line))))
+            other = os.path.normpath(os.path.join(path, os.fsdecode(name)))
             real = os.path.realpath(other)
             if real not in seen and os.path.isdir(real):
                 seen.add(real)
@@ -178,7 +179,10 @@ def _unquoted(line: bytes) -> bytes:
     if not (line.startswith(b'"') and line.endswith(b'"') and len(line) >= 2):
         return line
     text = line[1:-1].decode("latin-1").encode("raw_unicode_escape")
-    return codecs.escape_decode(text)[0]
+    try:
+        return codecs.escape_decode(text)[0]
+    except ValueError:
+        return b""  # git passes over what it cannot unquote, too
 
 
 def _mtime(path: str) -> int:
