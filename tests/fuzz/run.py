@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args()
     if arguments.one:
-        return fuzz(arguments.one, rest)
+        return fuzz(arguments.one, [*arguments.targets, *rest])
     with tempfile.TemporaryDirectory(prefix="caiafs-fuzz-") as temporary:
         corpus = (arguments.corpus or Path(temporary)).resolve()
         return run(arguments.targets, arguments.seconds, corpus)
