@@ -90,6 +90,7 @@ class Tree:
         self._batch: Batch | None = None
         self._unsettled: Batch | None = None
         self._epoch = 0
+        self._frozen_epoch = 0
         self._marking: list[tuple[Directory, bytes]] | None = None
         self._tried: dict[Before, None] = {}
         self._apply: dict[type, Callable[..., None]] = {
@@ -534,7 +535,7 @@ class Tree:
             self._mark_node(node)
         for directory, name in places:
             self._mark(directory, name)
-        before = Before(nodes, places)
+        before = Before(nodes, places, self._epoch)
         self.apply(record, position)
         before.applied()
         before.marks, self._marking = self._marking, None
@@ -650,10 +651,16 @@ class Tree:
         self.changes = 0
         self._epoch += 1
         self._batch = self._unsettled = batch
+        self._frozen_epoch = self._epoch
         return batch
 
     def thaw(self, batch: Batch) -> None:
-        """Git did not take *batch*, and it is given up: its names count as changed again."""
+        """Git did not take *batch*, and it is given up: its names count as changed again.
+
+        Those of changes that stay must not be unmarked with a try that came after the freeze, and marked
+        them for itself: only with one whose mark is the very one that the batch took them by.
+        """
+        own = {mark for before in self._tried if before.epoch < self._frozen_epoch for mark in before.marks}
         for state in batch.directories.values():
             directory = self.nodes.get(state.ino)
             if not isinstance(directory, Directory) or (directory.nlink == 0 and directory is not self.root):
@@ -664,6 +671,9 @@ class Tree:
             directory.frozen = None
             self.changes += len(names - directory.changed)
             directory.changed |= names
+            for name in names:
+                if (directory, name) not in own:
+                    self._claim(directory, name)
             self.dirty[directory] = None
         batch.waiting.clear()
         self._batch = self._unsettled = None

@@ -21,9 +21,10 @@ _FIELDS = ("mode", "uid", "gid", "atime", "mtime", "ctime", "modified", "anchor"
 
 
 class Before:
-    """The inodes *nodes* and the entries *places* before one change."""
+    """The inodes *nodes* and the entries *places* before one change, made in the tree's *epoch*."""
 
-    def __init__(self, nodes: Iterable[Node], places: Iterable[tuple[Directory, bytes]]) -> None:
+    def __init__(self, nodes: Iterable[Node], places: Iterable[tuple[Directory, bytes]], epoch: int) -> None:
+        self.epoch = epoch
         self.nodes: dict[Node, tuple[Any, ...]] = {}
         self.contents: dict[int, Content] = {}
         self.entries: list[tuple[Directory, bytes, Node | None]] = []

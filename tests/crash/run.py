@@ -77,15 +77,21 @@ def soaking(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 
 def power(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
-    """Power loss at every write of a workload of so many, and at random calls; twice at some."""
+    """Power loss at every write of a workload of so many, and at random calls; twice at some. Then at
+    every write of one of a quarter as many, into which others push."""
+    alone = _power(arguments, base / "alone", arguments.writes, 0.0)
+    together = _power(arguments, base / "together", arguments.writes // 4, 0.05)
+    return {**alone, **{f"{name}_with_pushes": value for name, value in together.items()}}
+
+
+def _power(arguments: argparse.Namespace, base: Path, writes: int, outside: float) -> dict[str, Any]:
     started = time.monotonic()
-    recording = Recording(base / "recorded", arguments.seed, 1, arguments.writes)
+    recording = Recording(base, arguments.seed, 1, writes, outside)
     calls = Counter(call.kind for call in recording.recorder.calls)
     print(f"recorded: {dict(calls)}, {recording.commits} commits", flush=True)
-    assert recording.recorder.writes >= arguments.writes
-    losses = at_every_write(
-        recording, arguments.seed, more=arguments.writes // 4, again=arguments.writes // 100
-    )
+    assert recording.recorder.writes >= writes
+    again = 0 if outside else writes // 100
+    losses = at_every_write(recording, arguments.seed, more=writes // 4, again=again)
     found = Path(tempfile.mkdtemp(prefix="caiafs-power-", dir="/dev/shm"))
     pipes = [
         _share(recording, losses[job :: arguments.jobs], found / str(job)) for job in range(arguments.jobs)
@@ -103,6 +109,7 @@ def power(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
         "writes": calls["write"],
         "calls": len(recording.recorder.calls),
         "recorded_commits": recording.commits,
+        "pushes": len(recording.pushed),
         "losses": len(losses),
         **total,
         "seconds": time.monotonic() - started,

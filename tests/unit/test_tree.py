@@ -153,3 +153,59 @@ def test_a_clean_directory_can_be_unloaded_and_loaded_again() -> None:
     tree.load(tree.root, [entry])
     driver.apply(Write(7, 0, 1, b"x"))
     assert not tree.can_unload(tree.root)
+
+
+@pytest.mark.parametrize("when", ["before the freeze", "after it"])
+def test_what_is_kept_stays_changed_when_a_later_try_is_taken_back(when: str) -> None:
+    """The journal has a file, a batch with it is under way, and is given up; a write that nothing kept was
+    tried meanwhile. Undoing that write must not pass the file for one that git has: its bytes would go
+    with the journal's segments."""
+    driver = Driver()
+    tree = driver.tree
+    kept = driver.create(1, b"kept", FILE)
+    driver.apply(Write(kept, 0, 1, b"in the journal"))
+    tried = []
+
+    def try_out(record: Record) -> None:
+        driver.position += 10_000
+        tried.append(tree.try_out(record, driver.position))
+
+    if when == "before the freeze":
+        try_out(Write(kept, 0, 2, b"nowhere"))
+        try_out(Create(1, tree.next_ino, FILE, 1, 1, 0, 3, b"nothing"))
+    driver.position += 1
+    batch = tree.freeze(driver.position)
+    while tree.capture(100):
+        pass
+    if when == "after it":
+        try_out(Write(kept, 0, 2, b"nowhere"))
+        try_out(Create(1, tree.next_ino, FILE, 1, 1, 0, 3, b"nothing"))
+    tree.thaw(batch)
+    for before in reversed(tried):
+        assert tree.take_back(before, unmark=True)
+    assert tree.is_dirty
+    assert b"kept" in tree.root.changed
+    assert b"nothing" not in tree.root.changed
+    assert tree.changes == 1
+
+
+def test_what_only_a_try_had_changed_is_clean_after_it_is_taken_back() -> None:
+    """Also where it was in a batch that was given up, and tried again after its freeze."""
+    driver = Driver()
+    tree = driver.tree
+    file = driver.create(1, b"file", FILE)
+    driver.clean()
+    tried = []
+    for stage in range(2):
+        driver.position += 10_000
+        tried.append(tree.try_out(Write(file, 0, 1, b"nowhere"), driver.position))
+        if stage == 0:
+            driver.position += 1
+            batch = tree.freeze(driver.position)
+            while tree.capture(100):
+                pass
+    tree.thaw(batch)
+    for before in reversed(tried):
+        tree.take_back(before, unmark=True)
+    assert not tree.is_dirty
+    assert tree.changes == 0
