@@ -15,7 +15,7 @@ from bench import processes
 
 BASES = ("disk", "tmpfs")
 """What a peer's own files are on: a disk's filesystem, and tmpfs."""
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
 STOP_TIMEOUT = 5.0
 """Seconds after an unmount: a daemon lives on while another mount namespace has a copy of its mount."""
 SOURCE = Path(__file__).resolve().parents[2]

@@ -77,6 +77,7 @@ class Repository(Protocol):
     def listing(self, oid: bytes) -> tuple[Sequence[Entry], Sequence[Unfit]]: ...
     def blob(self, oid: bytes) -> bytes: ...
     def blob_sizes(self, oids: list[bytes]) -> list[int]: ...
+    def subdirectories(self, oid: bytes) -> int: ...
 
 
 class SideState(NamedTuple):
@@ -152,11 +153,8 @@ class Loader:
     def size_of(self, mode: int, oid: bytes) -> int:
         """A blob's size in bytes, or a directory's link count. Raises StoreError."""
         if mode == 0o040000:
-            return self._subdirectories(oid) + 2
+            return self._store.subdirectories(oid) + 2
         return 2 if mode == GITLINK else self._store.blob_sizes([oid])[0]
-
-    def _subdirectories(self, tree: bytes) -> int:
-        return sum(below.mode == 0o040000 for below in self._store.tree(tree))
 
     def directory(self, place: Place) -> Listing:
         """Every entry of the directory. Raises StoreError where the directory itself does not read back."""

@@ -57,6 +57,7 @@ from caiafs.store.objects import (
     encode_tree,
     graft_unfit,
     is_directory,
+    may_hold_trees,
     parse_commit,
     parse_tree,
     patch_tree,
@@ -242,6 +243,11 @@ class Store:
         """The entries that a directory can show, and those that it cannot."""
         data = self.tree_bytes(oid)
         return parse_tree(data, oid), unfit_entries(data, oid)
+
+    def subdirectories(self, oid: Oid) -> int:
+        """How many directories a directory can show in a tree; one without any is not taken apart for it."""
+        data = self.tree_bytes(oid)
+        return sum(is_directory(entry.mode) for entry in parse_tree(data, oid)) if may_hold_trees(data) else 0
 
     def tree_bytes(self, oid: Oid) -> bytes:
         """A tree as it is stored, for patch_tree."""

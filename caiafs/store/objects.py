@@ -72,6 +72,7 @@ class Commit(NamedTuple):
 # --- trees ----------------------------------------------------------------------------------------
 
 _ENTRY = re.compile(rb"([0-7]+) ([^\0]*)\0(.{20})", re.DOTALL)
+_TREE_MODE = re.compile(rb"4[0-7]{4} ")
 _RAW_ENTRY = re.compile(rb"[0-7]+ [^\0]*\0.{20}", re.DOTALL)
 _ENTRY_AND_PARTS = re.compile(rb"(([0-7]+) ([^\0]*)\0.{20})", re.DOTALL)
 _NAME = re.compile(rb"[0-7]+ ([^\0]*)\0.{20}", re.DOTALL)
@@ -84,6 +85,11 @@ _NO_FILE_NAMES = frozenset({b"", b".", b".."})
 def is_directory(mode: int) -> bool:
     """True for a subtree; a gitlink is not one."""
     return mode & 0o170000 == stat.S_IFDIR
+
+
+def may_hold_trees(data: bytes) -> bool:
+    """False where tree *data* has no directory in it for certain: a hundredth of what parsing costs."""
+    return _TREE_MODE.search(data) is not None
 
 
 def parse_tree(data: bytes, oid: Oid) -> list[TreeEntry]:

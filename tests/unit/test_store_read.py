@@ -19,7 +19,7 @@ import pytest
 from test_store_support import commit_files, fsck, git, new_store, oid_of, tmp_of, write
 
 from caiafs.errors import ObjectCorrupt, ObjectMissing, StoreError
-from caiafs.store import BLOB, EMPTY_TREE, BlobReader, Oid, Store
+from caiafs.store import BLOB, EMPTY_TREE, REGULAR, TREE, BlobReader, Oid, Store, TreeEntry, encode_tree
 from caiafs.store.pack import index_v2
 
 MIB = 1 << 20
@@ -681,3 +681,23 @@ def to_loose_carefully(store: Store) -> None:
     shutil.rmtree(aside)
     for path in [folder / "multi-pack-index", *folder.glob("*.idx"), *found, *folder.glob("*.[rb]*")]:
         path.unlink(missing_ok=True)
+
+
+# --- counting without parsing ---------------------------------------------------------------------
+
+
+def test_subdirectories_are_counted_as_a_listing_shows_them(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    blob = write(store, [(BLOB, b"x")])[0]
+    inner = write(store, [(TREE, encode_tree([TreeEntry(b"f", REGULAR, blob)]))])[0]
+    flat = write(store, [(TREE, encode_tree([TreeEntry(b"40000 not", REGULAR, blob)]))])[0]
+    mixed = [
+        TreeEntry(b"a", 0o040000, inner),
+        TreeEntry(b"b", REGULAR, blob),
+        TreeEntry(b"c", 0o040000, flat),
+    ]
+    outer = write(store, [(TREE, encode_tree(mixed))])[0]
+    assert [store.subdirectories(oid) for oid in (inner, flat, outer)] == [0, 0, 2]
+    with pytest.raises(ObjectCorrupt):
+        store.subdirectories(blob)
+    store.close()
