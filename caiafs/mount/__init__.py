@@ -15,9 +15,8 @@ import pwd
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -28,7 +27,7 @@ from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
 from ..committer.worker import Place
 from ..config import Config
-from ..control.mounts import hand_over, is_automounted, mount_at, note_helper
+from ..control.mounts import hand_over, is_automounted, note_helper
 from ..errors import (
     BranchLocked,
     CaiafsError,
@@ -50,6 +49,7 @@ from ..store import Store, storable_entry
 from ..tree import Tree
 from ..virtual import Virtual
 from . import garbage, kernel, loop, preflight
+from .commands import Commands
 from .logs import set_level
 from .notify import Notifier
 from .reload import Change, compare
@@ -67,8 +67,6 @@ AUTOMOUNT_PATIENCE = 10.0
 """Seconds that the kernel gets to hand over what it holds where an automounter may be in the way."""
 PINNED_AFTER = 1.0
 """Seconds that the kernel gets to end an unmounted mount by itself."""
-TELL_EVERY = 0.2
-"""Seconds between two words to whoever waits for a commit."""
 LOCK_PATIENCE = 3.0
 """Seconds for the worker of a daemon that was killed to be gone too."""
 
@@ -247,7 +245,7 @@ class Mount:
             self.metrics,
             identity(config, store),
             self._invalidate,
-            self._flush_kernel,
+            self.flush_kernel,
         )
         self.probes = Probes(self.fs, self.committer)
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
@@ -255,7 +253,7 @@ class Mount:
         self._device: str | None = None
         self._pruning = False
         self._reload_trouble = ""
-        self._leaving = trio.Event()
+        self.leaving = trio.Event()
         self._taken_away = False
         self._automounted = False
         self._on_terminal = True
@@ -347,7 +345,7 @@ class Mount:
                 self._mounted = False
                 # libfuse leaves it be where the kernel has let go already. A mount that only others still
                 # have a copy of is not ours to touch; of one that we took away it would complain.
-                pyfuse3.close(unmount=not (self._leaving.is_set() or self._taken_away))
+                pyfuse3.close(unmount=not (self.leaving.is_set() or self._taken_away))
                 self.notifier.stopping(f"unmounted, {self.report.status_line()}")
                 with patience(self.notifier, self.progress), trio.CancelScope(shield=True):
                     await self._drain()
@@ -433,7 +431,7 @@ class Mount:
         self.notifier.stopping(f"stopping, {self.report.status_line()}")
         log.info("stopping: %s", self.report.status_line(), extra={"fields": {"event": "stopping"}})
         with patience(self.notifier, self.progress):
-            await self._flush_kernel()
+            await self.flush_kernel()
             if not self.born_read_only:
                 try:
                     # Once: who goes on writing must not keep us from leaving. The rest follows, unmounted.
@@ -599,7 +597,7 @@ class Mount:
         finally:
             self._pruning = False
 
-    async def _flush_kernel(self) -> None:
+    async def flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""
         if not self._mounted:
             return
@@ -618,115 +616,19 @@ class Mount:
             log.warning("the kernel could not hand over everything it holds: %s", error)
 
     async def _listen(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        handlers = {
-            "commit": self._do_commit,
-            "sync": self._do_sync,
-            "status": self._do_status,
-            "drain": self._do_drain,
-            "reload": self._do_reload,
-            "remount": self._do_remount,
-            "leave": self._do_leave,
-        }
-        await control.serve(self.state_dir, handlers, task_status=task_status)
-
-    @contextlib.asynccontextmanager
-    async def _telling(self, progress: Callable[[int, int, str], None]) -> AsyncIterator[None]:
-        """Say how far the commit is while it is waited for."""
-
-        async def tell() -> None:
-            while True:
-                progress(*self.committer.step())
-                await trio.sleep(TELL_EVERY)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(tell)
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _do_commit(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        self._refuse_read_only()
-        async with self._telling(progress):
-            await self._flush_kernel()
-            outcome = await self.committer.commit(_message(arguments.get("message")))
-        return {"commit": outcome.commit.hex() if outcome.commit else None, "changes": outcome.changes}
-
-    async def _do_sync(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        await self._flush_kernel()
-        return {"position": await self.fs.sync()}
-
-    async def _do_status(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        more = {"requests": self.metrics.requests()} if arguments.get("requests") is True else {}
-        return {**self.report.status(), **more}
-
-    async def _do_drain(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        if not self.born_read_only:
-            async with self._telling(progress):
-                if not arguments.get("flushed"):
-                    await self._flush_kernel()
-                await self.committer.drain()
-        head = self.committer.head
-        return {"commit": head.hex() if head else None}
-
-    async def _do_reload(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        change = self.reload()
-        return {"said": change.describe(), "changed": list(change.changed), "kept": list(change.kept)}
-
-    async def _do_remount(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        """Other settings (`words`: pairs of name and value, as -o has them), and `ro` true or false."""
-        given = self.config.given
-        words = [(str(name), value) for name, value in arguments.get("words") or []]
-        if words and given is not None:
-            wanted = replace(given, words=[*given.words, *words]).gather()
-            named = {name for name, _ in words}
-            fixed = [name for name in compare(self.config, wanted).kept if name in named]
-            if fixed:
-                raise UsageError(
-                    f"{', '.join(fixed)} cannot change while {self.config.mountpoint} is mounted: "
-                    "unmount it and mount it again"
-                )
-            self.reload(wanted)
-        if isinstance(closed := arguments.get("ro"), bool):
-            await self.close_to_writers(closed)
-        return {}
-
-    async def _do_leave(self, arguments: dict[str, Any], progress: Callable[[int, int, str], None]) -> Any:
-        """It was unmounted where we live; copies in other mount namespaces are no reason to stay."""
-        place = self.config.mountpoint
-        if mount_at(place) is not None:
-            raise MountError(f"{place} is still mounted")
-        self._leaving.set()
-        if opened := self._open_handles():
-            raise MountError(
-                f"{place} is unmounted here, but {opened} open files or directories keep it: another mount "
-                f"namespace (a container, a service) has a copy of the mount, or the unmount was lazy. The "
-                f"daemon (process {os.getpid()}) ends when they are closed"
-            )
-        return {}
+        await control.serve(self.state_dir, Commands(self).handlers(), task_status=task_status)
 
     async def _leave_when_closed(self) -> None:
-        await self._leaving.wait()
+        await self.leaving.wait()
         # Rare, and soon over: not worth an event for every release.
-        while self._open_handles():  # noqa: ASYNC110
+        while self.open_handles():  # noqa: ASYNC110
             await trio.sleep(0.2)
         pyfuse3.terminate()
 
-    def _open_handles(self) -> int:
+    def open_handles(self) -> int:
+        """How many files and directories programs have open."""
         operations = self.report.operations
         return 0 if operations is None else int(operations.statistics()["open_handles"])
-
-    def _refuse_read_only(self) -> None:
-        if self.born_read_only:
-            raise StoreError(f"{self.config.mountpoint} is mounted read-only: there is nothing to commit")
-
-
-def _message(given: object) -> str | None:
-    """A commit message somebody asked for; None if there is nothing in it."""
-    if given is None:
-        return None
-    text = str(given)
-    if "\0" in text or any(0xD800 <= ord(character) < 0xE000 for character in text):
-        raise UsageError("the message must be valid text, without NUL bytes")
-    return text if text.strip() else None
 
 
 def identity(config: Config, store: Store) -> bytes:
