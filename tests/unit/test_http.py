@@ -41,9 +41,10 @@ class Daemon:
         self.metrics = Metrics({"version": "1"})
         self.metrics.observe("git", "get", 1000)
         self.stats: Callable[[], Any] = _stats
+        self.config: dict[str, Any] = CONFIG
         sources = Sources(
             self._counted("health", lambda: self.health), self._counted("stats", lambda: self.stats()),
-            self._counted("config", lambda: CONFIG), self._counted("metrics", self.metrics.snapshot),
+            self._counted("config", lambda: self.config), self._counted("metrics", self.metrics.snapshot),
             self._clear,
         )  # fmt: skip
         (base / "state").mkdir()
@@ -394,6 +395,30 @@ def test_a_thousand_requests_a_second_are_twenty_renderings(daemon: Daemon) -> N
     seconds = daemon.run(body, threshold=0)
     assert 0.9 < seconds < 1.2
     assert 2 <= len(daemon.asked) <= 1 / SHARE + 3
+
+
+def test_many_pages_at_once_are_one_page_and_none_is_of_before(daemon: Daemon) -> None:
+    async def body(app: Any) -> tuple[int, list[str], list[str]]:
+        seen: list[str] = []
+
+        async def one() -> None:
+            answer = await ask(app, "GET", "/")
+            seen.append("of <strong>new" if b"<strong>new" in answer.body else "old")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(one)
+        first, seen[:] = list(seen), []
+        daemon.config = {**CONFIG, "branch": "new"}
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(one)
+        return daemon.asked.count("config"), first, seen
+
+    times, first, then = daemon.run(body)
+    assert times <= 4
+    assert set(first) == {"old"}
+    assert set(then) == {"of <strong>new"}
 
 
 def test_a_request_that_comes_alone_does_not_wait(daemon: Daemon) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -64,7 +65,8 @@ def make_app(figures: Figures, history: History, address: HttpAddress, token: st
         return document(described)
 
     async def status_page(request: Request) -> Response:
-        return await page.answer(figures, latest, version)
+        made = await figures.shared("page", partial(page.make, figures, latest, version))
+        return Response(made, media_type="text/html", headers=page.HEADERS)
 
     routes = [
         Route("/", status_page),

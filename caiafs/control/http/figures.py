@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -58,6 +58,19 @@ class _Answer:
         self.done.set()
 
 
+class _Turn:
+    """One making of something that is made of several figures; waited for by all who share it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.made = b""
+        self.failure: Exception | None = None
+
+    def end(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.done.set()
+
+
 class Figures:
     """The daemon's figures, over *channel*. `run` has to run, and `ended` is set when the daemon is gone."""
 
@@ -67,6 +80,9 @@ class Figures:
         self._upcoming: dict[str, _Answer] = {}
         self._looking: dict[str, _Answer] = {}
         self._asked_at: dict[str, float] = {}
+        self._turns: dict[str, _Turn] = {}
+        self._made_at: dict[str, float] = {}
+        self._making: dict[str, trio.Lock] = {}
         self._number = 0
         self._nursery: trio.Nursery | None = None
         self.ended = trio.Event()
@@ -88,6 +104,8 @@ class Figures:
             self.ended.set()
             for left in (*self._asked.values(), *self._upcoming.values()):
                 left.settle(b"", "the mount is ending")
+            for turn in self._turns.values():
+                turn.end(Unavailable("the mount is ending"))
 
     async def get(self, name: str) -> bytes:
         """The file *name* (one of RENDERERS) as it is now. Raises Unavailable."""
@@ -102,6 +120,32 @@ class Figures:
         if name not in answer.rendered:
             answer.rendered[name] = render(pickle.loads(answer.body))
         return answer.rendered[name]
+
+    async def shared(self, name: str, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """What *make* makes, under the rules that looks have: never older than the request, at most
+        1/SHARE times a second, one at a time. What it raises is raised for all who share it."""
+        turn = self._turns.get(name)
+        if turn is None:
+            if self._nursery is None:
+                raise Unavailable("the mount is ending")
+            turn = self._turns[name] = _Turn()
+            self._nursery.start_soon(self._make, name, turn, make)
+        await turn.done.wait()
+        if turn.failure is not None:
+            raise turn.failure
+        return turn.made
+
+    async def _make(self, name: str, turn: _Turn, make: Callable[[], Awaitable[bytes]]) -> None:
+        async with self._making.setdefault(name, trio.Lock()):
+            await trio.sleep_until(self._made_at.get(name, -math.inf) + SHARE)
+            del self._turns[name]  # from here on, who comes wants something newer
+            try:
+                turn.made = await make()
+            except Exception as error:
+                turn.end(error)
+            finally:
+                self._made_at[name] = trio.current_time()
+                turn.done.set()
 
     async def clear(self) -> None:
         """What rm does with metrics.json. Raises Unavailable."""

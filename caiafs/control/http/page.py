@@ -16,8 +16,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import Response
-
 from caiafs.config import format_bytes, format_seconds
 from caiafs.control.exposition import Histogram, Samples
 from caiafs.control.http.figures import Figures
@@ -48,10 +46,12 @@ POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+HEADERS = {"content-security-policy": POLICY, "content-language": "en"}
+
 Latest = Callable[[int], Awaitable[list[dict[str, Any]]]]
 
 
-async def answer(figures: Figures, latest: Latest, version: str) -> Response:
+async def make(figures: Figures, latest: Latest, version: str) -> bytes:
     """The page with the figures of now. Raises Unavailable."""
     health, stats, config = [
         json.loads(await figures.get(name)) for name in ("health.json", "stats.json", "config.json")
@@ -62,8 +62,7 @@ async def answer(figures: Figures, latest: Latest, version: str) -> Response:
     except CaiafsError as error:
         commits, trouble = [], str(error)
     text = render(health, stats["storage_stats"], config, samples, commits, trouble, version)
-    headers = {"content-security-policy": POLICY, "content-language": "en"}
-    return Response(text.encode(), media_type="text/html", headers=headers)
+    return text.encode()
 
 
 def render(
