@@ -149,6 +149,19 @@ class Content:
         if extent.end > self.size:
             self.size = extent.end
 
+    def replace(self, extent: Extent, ledger: Ledger) -> None:
+        """Be *extent*, which begins at 0, and nothing else."""
+        for old in self.extents:
+            ledger.drop(old)
+        if extent.length:
+            self.extents = [extent]
+            ledger.hold(extent)
+        else:
+            self.extents = []
+        self.size = extent.length
+        self.base, self.base_size, self.base_limit = None, 0, 0
+        self.low_water = 0
+
     def resize(self, size: int, ledger: Ledger) -> None:
         """Cut at *size*, or extend with zeros up to it."""
         if self.is_unreadable:

@@ -26,7 +26,7 @@ ROWS = [
     ["records"],
     ["tree", "memory", "journal", "store"],
     ["filesystem", "history", "virtual"],
-    ["committer", "remote", "check"],
+    ["committer", "remote", "check", "backends"],
     ["operations", "control"],
     ["mount"],
     ["cli"],
