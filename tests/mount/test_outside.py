@@ -6,8 +6,10 @@ the whole module: its writers keep manifests, its last act is a drained unmount 
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,9 +59,9 @@ def tip(drilled: Drill) -> str:
     return run("git", "-C", drilled.repository, "for-each-ref", "--format=%(objectname)", ref).stdout.strip()
 
 
-def wait_for_a_commit(drilled: Drill) -> str:
-    """The mount commits, now, after all that was done before: its next commit."""
-    before = tip(drilled)
+def wait_for_a_commit(drilled: Drill, before: str | None = None) -> str:
+    """The mount commits, now, after all that was done before: its next commit, or the next after *before*."""
+    before = tip(drilled) if before is None else before
     deadline = time.monotonic() + 30
     while tip(drilled) in ("", before):
         assert time.monotonic() < deadline, "no commit under load"
@@ -99,6 +101,33 @@ def test_history_rewritten_under_load(load: Drill, outsider: Outsider) -> None:
     run("git", "-C", load.repository, "merge-base", "--is-ancestor", made, "refs/heads/main")
     load.history.begin_anew()
     outsider.commits.clear()  # one of them may have been the tip
+
+
+@pytest.mark.parametrize("moment", ["the pack is published", "the side ref is moved"])
+@pytest.mark.parametrize("words", [("gc", "-q", "--prune=now"), ("repack", "-adq")], ids=["gc", "repack"])
+def test_what_is_on_its_way_is_not_pruned(scratch: Path, words: tuple[str, ...], moment: str) -> None:
+    """Objects to which no ref leads yet, as gc finds them: the worker is stopped between pack and ref."""
+    need_fuse()
+    base = Path(tempfile.mkdtemp(dir=scratch)) / "d"
+    with Drill(base, 1, writers=1) as made:
+        daemon = made.start(("worker_ends", [moment, 1, False, int(signal.SIGSTOP)]))
+        assert daemon.wait_serving()
+        (made.mountpoint / "first").write_text("first")
+        worker = made.worker_that_waits(daemon)
+        wait_for_a_commit(made)
+        os.kill(worker, signal.SIGUSR2)
+        (made.mountpoint / "second").write_text("second")
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{worker}/stat").read_text().split()[2] != "T":
+            assert time.monotonic() < deadline, "the moment did not come"
+            time.sleep(0.01)
+        run("git", "-C", made.repository, *words)
+        before = tip(made)
+        os.kill(worker, signal.SIGCONT)
+        wait_for_a_commit(made, before)
+        assert run("git", "-C", made.repository, "show", "main:second").stdout == "second"
+        made.end()
+    shutil.rmtree(base)
 
 
 def amended(drilled: Drill) -> str | None:

@@ -221,7 +221,7 @@ class Drill:
         """The moment for which this daemon or its worker was armed when it began."""
         target = daemon.pid
         if self._moment in moments.WORKER:
-            target = self._worker_that_waits(daemon)
+            target = self.worker_that_waits(daemon)
         os.kill(target, signal.SIGUSR2)
         deadline = time.monotonic() + 60
         while daemon.ended() is None:
@@ -230,7 +230,8 @@ class Drill:
             time.sleep(0.003)
         daemon.kill()
 
-    def _worker_that_waits(self, daemon: ForkedDaemon) -> int:
+    def worker_that_waits(self, daemon: ForkedDaemon) -> int:
+        """The worker that was armed, once it is far enough to be told."""
         deadline = time.monotonic() + 20
         while True:
             for worker in daemon.workers():

@@ -62,13 +62,14 @@ def recovery_ends(moment: str, number: int) -> None:
     _ARMED[0] = True
 
 
-def worker_ends(moment: str, number: int, with_daemon: bool) -> None:
-    """The first worker of this daemon ends there once it got SIGUSR2, and the daemon too if *with_daemon*."""
+def worker_ends(moment: str, number: int, with_daemon: bool, by: int = signal.SIGKILL) -> None:
+    """The first worker of this daemon ends there once it got SIGUSR2, and the daemon too if *with_daemon*;
+    or is only stopped, *by* SIGSTOP."""
     from caiafs.committer import process
 
     place, side = WORKER[moment]
     plain = process._START
-    call = f"end_at({place!r}, {side!r}, {number}, {with_daemon})"
+    call = f"end_at({place!r}, {side!r}, {number}, {with_daemon}, {int(by)})"
     start = process.WorkerProcess._start
 
     @functools.wraps(start)
@@ -84,7 +85,7 @@ def worker_ends(moment: str, number: int, with_daemon: bool) -> None:
 _ARMED = [False]
 
 
-def end_at(place: str, side: str, number: int, with_parent: bool = False) -> None:
+def end_at(place: str, side: str, number: int, with_parent: bool = False, by: int = signal.SIGKILL) -> None:
     """This process ends where *place* ("module:Class.function") begins or ("after") is done."""
     owner, name = _find(place)
     left = [number]
@@ -93,10 +94,10 @@ def end_at(place: str, side: str, number: int, with_parent: bool = False) -> Non
         if not _ARMED[0]:
             return
         left[0] -= 1
-        if left[0] <= 0:
+        if left[0] == 0:
             if with_parent:
                 os.kill(os.getppid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
 
     _arm_by_signal()
     setattr(owner, name, _around(getattr(owner, name), side, reached))
