@@ -48,7 +48,7 @@ from ..records.side import side_ref
 from ..store import Store, storable_entry
 from ..tree import Tree
 from ..virtual import Virtual
-from . import garbage, kernel, loop, preflight
+from . import daemonize, garbage, kernel, loop, preflight
 from .commands import Commands
 from .logs import set_level
 from .notify import Notifier
@@ -256,7 +256,7 @@ class Mount:
         self.leaving = trio.Event()
         self._taken_away = False
         self._automounted = False
-        self._on_terminal = True
+        self._on_terminal = os.isatty(2)
         self.http = self._http_server()
 
     def _http_server(self) -> HttpServer | None:
@@ -420,7 +420,10 @@ class Mount:
                     if number == signal.SIGHUP and not self._on_terminal:
                         with contextlib.suppress(CaiafsError):  # it is in the log, and in the status
                             self.reload()
-                    elif stopping:
+                        continue
+                    if number == signal.SIGHUP:
+                        daemonize.forget_terminal()
+                    if stopping:
                         pyfuse3.terminate()
                     else:
                         stopping = True

@@ -89,6 +89,11 @@ def open_log(log_path: str) -> TextIO:
     return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
+def forget_terminal() -> None:
+    """The terminal went away: what is still said goes nowhere, and fails nobody."""
+    _redirect(os.devnull, os.O_RDWR, 0, 1, 2)
+
+
 def _serve_in_child(serve: Serve, log_path: str | None, send: int) -> NoReturn:
     code, told = 1, False
 
