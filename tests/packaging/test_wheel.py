@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from packaging_support import SESSION
-from support.roots import FreshMachine
+from support.roots import FreshMachine, copy_of_the_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 _NEEDS = ["fuse3", "libfuse3-dev", "pkg-config", "gcc", "libc6-dev", "python3-dev", "python3-venv", "git"]
 
 
-def test_wheel_and_sdist_install_and_run(machine: FreshMachine, built: Path) -> None:
+def test_wheel_and_sdist_install_and_run(machine: FreshMachine, built: Path, tmp_path: Path) -> None:
     machine.install(*_NEEDS)
     machine.put(built, "/srv/out")
     before = machine.files()
@@ -22,6 +23,16 @@ def test_wheel_and_sdist_install_and_run(machine: FreshMachine, built: Path) -> 
     said = machine.run("/opt/wheel/bin/caiafs doctor").stdout
     assert "everything required is there" in said
     machine.run("PATH=/opt/wheel/bin:$PATH; " + SESSION)
+
+    source = copy_of_the_source(tmp_path / "source") / "caiafs"
+    found = [
+        os.path.join(folder, name) for folder, _, names in os.walk(source, followlinks=True) for name in names
+    ]
+    wanted = {os.path.relpath(path, source) for path in found}
+    listing = (
+        "cd /opt/wheel/lib/python3.11/site-packages/caiafs && find . -type f ! -name '*.pyc' -printf '%P\\n'"
+    )
+    assert set(machine.run(listing).stdout.split()) == wanted, "what the code reads has to come along"
 
     share = machine.run("cd /opt/wheel/share && find . -type f").stdout.split()
     for wanted in (
