@@ -55,6 +55,9 @@ class Examined:
     tip: bytes | None = None
     side_oid: bytes | None = None
     side: SideState | None = None
+    ref_is_broken: bool = False
+    side_ref_is_broken: bool = False
+    """The ref's own file holds no ref."""
     is_newer: bool = False
     """A newer caiafs wrote the metadata: it is left alone."""
     scan: Scan | None = None
@@ -112,11 +115,15 @@ def examine(
 def _read_refs(store: Store, seen: Examined) -> None:
     branch, findings = seen.branch, seen.findings
     try:
-        seen.tip = store.read_ref(branch.ref)
-    except StoreError as error:
-        findings.problem(BRANCH, str(error))
-    try:
         seen.side_oid = store.read_ref(branch.side_ref)
+    except StoreError as error:
+        seen.side_ref_is_broken = is_loose(store, branch.side_ref)
+        findings.problem(
+            SIDE,
+            f"{error}; the branch does not mount",
+            "puts it where the journal says that it was, or sets it aside" if seen.side_ref_is_broken else "",
+        )
+    try:
         if seen.side_oid is not None:
             seen.side = read_side(store, seen.side_oid)
     except FormatNewer as error:
@@ -124,11 +131,23 @@ def _read_refs(store: Store, seen: Examined) -> None:
         findings.problem(SIDE, str(error))
     except StoreError as error:
         findings.problem(SIDE, f"{error}; the branch does not mount", BACK)
+    try:
+        seen.tip = store.read_ref(branch.ref)
+    except StoreError as error:
+        seen.ref_is_broken = is_loose(store, branch.ref)
+        known = seen.ref_is_broken and seen.side is not None and seen.side.commit is not None
+        remedy = "puts it at the last commit of the mount" if known else ""
+        findings.problem(BRANCH, f"{error}; the branch does not mount", remedy)
+
+
+def is_loose(store: Store, ref: bytes) -> bool:
+    """Whether *ref* has a file of its own, whatever that is."""
+    return os.path.lexists(os.path.join(store.git_dir, os.fsdecode(ref)))
 
 
 def _relation(store: Store, seen: Examined) -> None:
     side, tip, note = seen.side, seen.tip, seen.findings.note
-    if side is None or side.commit == tip:
+    if side is None or side.commit == tip or seen.ref_is_broken:
         return
     if side.commit is None:
         note(
@@ -256,6 +275,8 @@ def _position(store: Store, seen: Examined, scan: Scan) -> None:
     if seen.side_oid is None and _reads_well(store, scan.committed) and _leads_to(store, seen, scan):
         assert scan.committed is not None
         seen.lost_side = scan.committed.side
+        if seen.side_ref_is_broken:
+            return  # which was said
         findings.problem(
             SIDE,
             f"{os.fsdecode(seen.branch.side_ref)} is gone, though the journal says that it was at "

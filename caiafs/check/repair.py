@@ -142,6 +142,19 @@ class Repair:
                     "deleted once nothing is missed"
                 )
 
+    def _set_aside(self, name: bytes) -> None:
+        """Take away what stands for the ref *name* and is none; the backup has it."""
+        path = os.path.join(self._store.git_dir, os.fsdecode(name))
+        kept = os.path.join(self._backup_dir(), os.fsdecode(name).replace("/", "%2F"))
+        if os.path.isfile(path) and not os.path.islink(path):
+            shutil.copyfile(path, kept)
+            _sync(kept)
+            _sync(self._backup_dir())
+            refs.remove(self._store.git_dir, name)
+        else:
+            os.rename(path, kept)
+            _sync(os.path.dirname(path))
+
     # ---- the side ref
 
     def _mend_side(self, seen: Examined) -> bool:
@@ -150,6 +163,23 @@ class Repair:
         if seen.is_newer or seen.walk.is_newer:
             self._say("the metadata was left alone: a newer caiafs wrote it")
             return False
+        if seen.side_ref_is_broken:
+            self._set_aside(name)
+            if seen.lost_side is None:
+                self._say(
+                    f"{os.fsdecode(name)} was broken, and is no more: the branch mounts as plain git; "
+                    "owners, times, attributes, empty directories and the like are lost"
+                )
+                return True
+        if seen.ref_is_broken and seen.side is not None and seen.side.commit is not None:
+            self._set_aside(self._branch.ref)
+            if not self._swap(self._branch.ref, None, seen.side.commit):
+                raise StoreError(f"{os.fsdecode(self._branch.ref)} moved while it was mended; try again")
+            shown = seen.side.commit.hex()[:12]
+            self._say(
+                f"{os.fsdecode(self._branch.ref)} was broken: it is at {shown}, the mount's last commit"
+            )
+            return True
         if seen.side_oid is not None and (seen.side is None or seen.walk.side_is_lost):
             return self._go_back(seen, name, seen.side_oid)
         if seen.lost_side is not None and self._swap(name, None, seen.lost_side):

@@ -16,9 +16,13 @@ def test_a_directory_of_200_000_entries_on_a_real_mount(mounts: Mounts) -> None:
     count = 200_000
     mount = mounts.prepare()
     run("git", "init", "-q", "--bare", "-b", "main", mount.repository)
-    stream = "blob\nmark :1\ndata 4\nsame\ncommit refs/heads/main\ncommitter A <a@b> 5 +0000\ndata 1\nm\n"
-    stream += "".join(f"M 100644 :1 wide/file{n:06}\n" for n in range(count))
-    run("git", "-C", mount.repository, "fast-import", "--quiet", stdin=stream)
+    git = ("git", "-C", mount.repository)
+    oid = run(*git, "hash-object", "-w", "--stdin", stdin="same").stdout.strip()
+    lines = "".join(f"100644 blob {oid}\tfile{n:06}\n" for n in range(count))
+    tree = run(*git, "mktree", stdin=lines, timeout=300).stdout.strip()
+    top = run(*git, "mktree", stdin=f"040000 tree {tree}\twide\n").stdout.strip()
+    commit = run(*git, "commit-tree", top, "-m", "wide").stdout.strip()
+    run(*git, "update-ref", "refs/heads/main", commit)
     mount.start()
     wide = mount.path / "wide"
     started = time.monotonic()

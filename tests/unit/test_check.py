@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -1259,3 +1260,130 @@ def test_names_of_foreign_files_do_not_reach_the_terminal_raw(lab: Lab) -> None:
     result = lab.check()
     assert "\x1b" not in result.text
     assert any("is not a file of caiafs" in note for note in result.notes)
+
+
+# ---- anything at all
+
+
+def maul(random: Random, lab: Lab) -> str:
+    """One thing that befalls any file of the repository or of the mount's state; what it was."""
+    files = sorted(path for path in lab.repo.rglob("*") if path.is_file() and path.name != "HEAD")
+    path = random.choice(files)
+    os.chmod(path, 0o600)
+    data = path.read_bytes()
+    kind = random.choice(["flip", "cut", "zeros", "gone", "folder", "link", "pipe", "junk", "empty", "newer"])
+    if kind == "flip" and data:
+        flip(path, random.randrange(len(data)), 1 << random.randrange(8))
+    elif kind == "cut":
+        os.truncate(path, random.randrange(len(data) + 1))
+    elif kind == "zeros":
+        start = random.randrange(len(data) + 1)
+        path.write_bytes(data[:start] + bytes(random.randrange(60)) + data[start + random.randrange(60) :])
+    elif kind in ("junk", "empty"):
+        path.write_bytes(random.randbytes(random.randrange(200)) if kind == "junk" else b"")
+    elif kind == "newer" and path.suffix == ".seg":
+        path.write_bytes(data[:7] + b"2" + data[8:48] + b"????" + data[52:])
+    elif kind in ("gone", "folder", "link", "pipe"):
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "link":
+            path.symlink_to(random.choice(["/etc/passwd", "/nowhere", ".", str(path)]))
+        elif kind == "pipe":
+            os.mkfifo(path)
+    return f"{kind} {path.relative_to(lab.repo)}"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_befalls_any_file_a_check_explains_and_a_repair_ends(tmp_path: Path, seed: int) -> None:
+    """No traceback, no hang; what could be repaired stays so, and a second repair has nothing to do."""
+    mauled(tmp_path, seed)
+
+
+def mauled(tmp_path: Path, seed: int) -> None:
+    random = Random(seed)
+    lab = Lab(tmp_path, segment_size=random.choice([300, 2000, 1 << 20]))
+    session = filled(lab)
+    for number in range(random.randrange(12)):
+        session.write(f"d/f{number}", random.randbytes(random.randrange(1, 300)))
+        if random.random() < 0.2:
+            session.sync()
+    lab.end()
+    if random.random() < 0.5:
+        lab.explode()
+    if random.random() < 0.3:
+        lab.git("pack-refs", "--all")
+    done = [maul(random, lab) for _ in range(random.randrange(1, 4))]
+    try:
+        found = attempt(lab, repair=False)
+        first = attempt(lab, repair=True)
+        assert (first is None) == (found is None)
+        second = attempt(lab, repair=True)
+        before = lab.snapshot() if second is not None and second.code == 0 else None
+        third = attempt(lab, repair=True)
+        if first is not None and first.code == 0:
+            assert second is not None
+            assert second.code == 0
+            assert second.problems == []
+        if before is not None:
+            assert third is not None
+            assert lab.snapshot() == before, "a repair with nothing to do did something"
+        if found is not None and found.code == 0 and not found.problems:
+            with contextlib.suppress(CaiafsError):
+                lab.mounts()
+    except BaseException as error:
+        error.add_note("; ".join(done))
+        raise
+    finally:
+        lab.end()
+
+
+def attempt(lab: Lab, *, repair: bool) -> Result | None:
+    """A check; None where it says that nothing can be checked."""
+    lines: list[str] = []
+    try:
+        code = run_check(str(lab.repo), None, None, repair, lines.append)
+    except CaiafsError:
+        return None
+    assert all("\n" not in line for line in lines)
+    return Result(code, lines)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage\n", b"\0" * 41, b"ref: refs/heads/../../x\n"])
+def test_a_broken_side_ref_is_put_where_the_journal_says(lab: Lab, garbage: bytes) -> None:
+    session = filled(lab)
+    session.write("pending", b"pending")
+    lab.end()
+    oid = lab.oid("refs/caiafs/main")
+    (lab.repo / "refs/caiafs/main").write_bytes(garbage)
+    assert len(lab.check().problems) == 1
+    result = lab.check(repair=True)
+    assert result.code == 0, result.text
+    assert lab.oid("refs/caiafs/main") == oid
+    (backup,) = lab.backups()
+    assert (backup / "refs%2Fcaiafs%2Fmain").read_bytes() == garbage
+    assert lab.mounts().read("pending") == b"pending"
+
+
+def test_a_broken_side_ref_that_nothing_speaks_of_is_set_aside(lab: Lab) -> None:
+    filled(lab)
+    lab.end()
+    for segment in lab.segments():
+        segment.unlink()
+    (lab.repo / "refs/caiafs/main").write_bytes(b"garbage")
+    assert lab.check(repair=True).code == 0
+    assert lab.mounts().read("d/a.txt") == b"alpha\n"
+
+
+def test_a_broken_branch_is_put_at_the_last_commit_of_the_mount(lab: Lab) -> None:
+    filled(lab)
+    lab.end()
+    oid = lab.oid("main")
+    (lab.repo / "refs/heads/main").write_text("garbage\n")
+    result = lab.check()
+    (problem,) = result.problems
+    assert "--repair puts it at the last commit of the mount" in problem
+    result = lab.check(repair=True)
+    assert result.code == 0, result.text
+    assert lab.oid("main") == oid
+    assert lab.mounts().read("d/a.txt") == b"alpha\n"
