@@ -77,9 +77,12 @@ class Process:
         return f"{self.pid} {words.strip()}"
 
     def end(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
         if self.alive():
             try:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
             except ProcessLookupError:
                 pass
 

@@ -124,11 +124,24 @@ class ForkedDaemon:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def freeze(self) -> None:
+        """SIGSTOP for it and its workers: nothing moves until `thaw`, or the end."""
+        self.signal(signal.SIGSTOP)
+        for worker in self.workers():
+            worker.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for worker in self.workers():
+            worker.signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """kill -9; returns when it and its workers are gone. Its mount stays, dead."""
         family = self.workers()
         self.signal(signal.SIGKILL)
         self.wait()
+        for process in family:
+            process.signal(signal.SIGCONT)  # one that had just begun must run to see that it is not wanted
         deadline = time.monotonic() + 10
         while any(process.alive() for process in family):
             assert time.monotonic() < deadline, "a worker outlived its daemon"

@@ -207,13 +207,13 @@ class Drill:
         """Whatever `meanwhile` broke is whole again."""
 
     def _stop_while_pending(self, daemon: ForkedDaemon) -> None:
-        """SIGSTOP at a moment when git lacks something; the daemon does not run again."""
+        """SIGSTOP at a moment when git lacks something; daemon and worker do not run again."""
         deadline = time.monotonic() + 20
         while True:
-            daemon.signal(signal.SIGSTOP)
+            daemon.freeze()
             if self.pending():
                 return
-            daemon.signal(signal.SIGCONT)
+            daemon.thaw()
             self._require(time.monotonic() < deadline, f"nothing was pending for 20 s\n{self.tail()}")
             time.sleep(0.002)
 

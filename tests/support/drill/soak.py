@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -83,10 +82,10 @@ class Soak(Drill):
         """Or, where a fault stopped every writer, at a moment when git has everything: not counted."""
         deadline = time.monotonic() + 3
         while True:
-            daemon.signal(signal.SIGSTOP)
+            daemon.freeze()
             if self.pending() or time.monotonic() > deadline:
                 return
-            daemon.signal(signal.SIGCONT)
+            daemon.thaw()
             time.sleep(0.005)
 
     def _count(self, kind: str) -> None:
