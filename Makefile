@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: crash soak demo test check lint format setup share deb package-test bench bench-quick monitoring-test fuzz
+.PHONY: crash soak failover demo test check lint format setup share deb package-test bench bench-quick monitoring-test fuzz
 
 demo:
 	@sh .ci/demo
@@ -34,6 +34,10 @@ package-test:
 # A mount read by Debian's Prometheus and node exporter, over HTTP and from .stats; half a minute.
 monitoring-test: setup
 	.venv/bin/python -m pytest tests/mount/test_prometheus.py -m slow
+
+# Every fault of a repository and of a journal's disk under a real mount, as root; two minutes.
+failover: setup
+	.venv/bin/python -m pytest tests/unit/test_failover.py tests/mount/test_failing_tiers.py -m "slow or not slow"
 
 format: setup
 	.venv/bin/ruff format caiafs tests bench tools setup.py

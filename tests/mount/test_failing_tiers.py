@@ -1,7 +1,7 @@
 """Tiers that fail under a real mount: a journal's disk that is full, and a repository that takes nothing.
 
 What every call does when a tier fails is tests/unit/test_failover.py; here is the kernel's share, the
-worker process, and real disks. Each fault was seen to fail its test with the defence off.
+worker process, and real disks. `make failover` runs all of it, the slow ones too.
 """
 
 from __future__ import annotations
@@ -266,7 +266,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=() if name == "read-only" else pytest.mark.slow) for name in FAULTS]
+)
 def test_a_repository_that_fails_stops_nobody_and_gets_everything_later(
     small: Small, mounts: Mounts, fault: str
 ) -> None:
@@ -372,6 +374,7 @@ def test_git_in_front_and_no_fallback_undoes_what_git_refuses(small: Small, moun
     healthy(mount)
 
 
+@pytest.mark.slow
 def test_git_in_front_falls_back_to_the_journal(small: Small, mounts: Mounts) -> None:
     place = small(mounts.base / "repository", "6m")
     mount = mounts("primary=git", f"state_dir={mounts.base}/s", *QUICK, repository=place / "r.git")

