@@ -20,8 +20,7 @@ THRESHOLDS = (700, 5, 2)
 
 def stay_short() -> None:
     """From now on, in this process, every collection is a short one."""
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # modules, mostly: to look at them once more would cost each mount 10 ms
     gc.set_threshold(*THRESHOLDS)
     if _set_aside not in gc.callbacks:
         gc.callbacks.append(_set_aside)
