@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ UNITS = (
     "systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket "
     "systemd-poweroff.service user.slice"
 )
+OVERLAY = """
+mount -t tmpfs trial "$1"
+mkdir "$1/up" "$1/work" "$1/root"
+mount -t overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" trial "$1/root"
+"""
 INSTALLED = Path("/usr/local/bin/caiafs")
 
 
@@ -73,13 +79,14 @@ def need_systemd() -> None:
     except OSError as error:
         pytest.skip(f"no control group can be made in {where}: {error.strerror}")
     need_fuse()
-    done = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup", "true"],
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory(prefix="caiafs-") as place:
+        done = subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup",
+             "sh", "-ec", OVERLAY, "sh", place],
+            capture_output=True, text=True,
+        )  # fmt: skip
     if done.returncode != 0:
-        pytest.skip(f"no namespaces of our own: {done.stderr.strip()}")
+        pytest.skip(f"no namespaces and no overlay of our own: {done.stderr.strip()}")
 
 
 class Machine:
