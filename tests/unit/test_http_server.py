@@ -140,7 +140,7 @@ def test_answers_are_those_of_the_description(base: Path) -> None:
 
                 @given(case=operation.as_strategy(generation_mode=mode))
                 @settings(
-                    max_examples=10, deadline=None, database=None, phases=[Phase.generate],
+                    max_examples=6, deadline=None, database=None, phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck),
                 )  # fmt: skip
                 def attempt(case: Any) -> None:

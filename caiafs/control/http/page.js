@@ -98,7 +98,7 @@
     const area = box.querySelector(".area");
     if (area) {
       const d = box.querySelector(".line").getAttribute("d");
-      area.setAttribute("d", d ? `${d}L300 100L${x(samples[0]).toFixed(1)} 100Z` : "");
+      area.setAttribute("d", d ? `${d}L300 100L${x(samples.find((s) => chart.of(s)[0] !== null)).toFixed(1)} 100Z` : "");
     }
     const at = box.querySelector(".at"), cursor = box.querySelector(".cursor");
     const shown = hovered && hovered.name === name;
