@@ -31,6 +31,8 @@ ObjectDamaged = (ObjectCorrupt, ObjectMissing)
 NODE_COST = 700
 """Bytes that a loaded inode costs, its names and its place in the directory included (measured)."""
 
+_LATE_KEPT = 4
+"""Listings that came too late for who asked, kept for who asks again."""
 UNFIT_TOLD = 20
 """So many directories with entries that cannot be shown are named in health."""
 
@@ -54,6 +56,8 @@ class Directories:
         self._loading: dict[int, trio.Event] = {}
         self._loaded: dict[Directory, None] = {}
         self.unfit: dict[int, str] = {}
+        self._reading: set[Place] = set()
+        self._late: dict[Place, Listing] = {}
         self._swept_at = 0
         self.prune_in_kernel: Callable[[list[tuple[int, bytes]]], None] | None = None
         """Makes the kernel forget names, some time later; set once there is a kernel."""
@@ -112,12 +116,41 @@ class Directories:
                 continue
             event = self._loading[directory.ino] = trio.Event()
             try:
-                found = await self.ask(self._loader.directory, _place(directory), operation="list")
-                self._install(directory, found)
+                self._install(directory, await self._listing_of(_place(directory)))
             finally:
                 del self._loading[directory.ino]
                 event.set()
         return directory.children
+
+    async def _listing_of(self, place: Place) -> Listing:
+        """The directory as git has it. Raises FSError.
+
+        A reading that nobody waits for any more goes on, and who asks again gets its result: a directory
+        that takes longer than `operation_timeout` can be listed at last, and is read once.
+        """
+        with trio.move_on_after(self.config.operation_timeout):
+            while place in self._reading:  # noqa: ASYNC110  # until a thread takes it out
+                await trio.sleep(0.02)
+        if place in self._reading:
+            raise FSError(errno.ETIMEDOUT, "the directory is still being read; try again")
+        late = self._late.pop(place, None)
+        if late is not None:
+            return late
+        found: Listing = await self.ask(self._read, place, operation="list")
+        self._late.pop(place, None)
+        return found
+
+    def _read(self, place: Place) -> Listing:
+        """In a thread."""
+        self._reading.add(place)
+        try:
+            found = self._loader.directory(place)
+            while len(self._late) >= _LATE_KEPT:
+                self._late.pop(next(iter(self._late)), None)
+            self._late[place] = found
+            return found
+        finally:
+            self._reading.discard(place)
 
     def _load_now(self, directory: Directory) -> dict[bytes, Node]:
         """Load in the calling thread: at start only, before anyone waits for an answer."""

@@ -14,7 +14,7 @@ from support.mounts import Mounts, run
 def test_a_directory_of_200_000_entries_on_a_real_mount(mounts: Mounts) -> None:
     """List, stat, add one, commit, remount: nothing costs as much as all of it twice."""
     count = 200_000
-    mount = mounts.prepare()
+    mount = mounts.prepare("operation_timeout=120s")  # a busy machine is no failure
     run("git", "init", "-q", "--bare", "-b", "main", mount.repository)
     git = ("git", "-C", mount.repository)
     oid = run(*git, "hash-object", "-w", "--stdin", stdin="same").stdout.strip()
