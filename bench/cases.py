@@ -123,7 +123,7 @@ CASES: tuple[Case, ...] = (
          shared={"dulwich": True}),
     Case("storage", "a document of three at the storage interface", "storage:storage", "us", (),
          {"documents": 2000, "commits": 10}, {"documents": 5000, "commits": 60}, "commits", (2, 3), 120.0,
-         rows={"us": "storing", "again_us": "storing it again", "get_us": "getting"}),
+         rows={"us": "storing", "again_us": "storing the same again", "get_us": "getting"}),
     Case("commit_batch", "10,000 new 4 KiB files into one durable commit", "commits:batch", "s", (),
          {"files": 10_000, "dulwich": False}, {"files": 10_000, "dulwich": True}, "commits", (1, 3), 180.0,
          rows={"s": "the commit", "store_s": "storing the files before", "whole_s": "both"}),

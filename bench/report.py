@@ -33,6 +33,10 @@ that the disk spreads: ext4 without a journal creates files several times more s
 were deleted.
 """
 
+BUSY = """The machine was busy with other work when this run began. Its ratios are shown and judge nothing:
+how long a process waits for its turn decides, more than what it does. Requests, below, hold all the same.
+"""
+
 CHARTED = ("caiafs/disk", "bindfs/disk", "mergerfs/disk", "memfs/tmpfs", "plain/disk")
 
 HEADLINES: tuple[tuple[str, str, str, str], ...] = (
@@ -132,9 +136,11 @@ def _steady(results: Results) -> str:
 def _goals(results: Results) -> str:
     lines = ["| work | against | goal | found | |", "|---|---|---|---|---|"]
     for goal in GOALS:
-        verdict = goal.verdict(results)
+        verdict = "not judged" if results.busy else goal.verdict(results)
         shown = f"**{verdict}**" if verdict.startswith("missed") else verdict
         lines.append(f"| {goal.work} | {goal.against} | {goal.bound} | {_found(goal, results)} | {shown} |")
+    if results.busy:
+        lines.insert(0, BUSY)
     return "\n".join(lines) + "\n"
 
 
@@ -292,6 +298,8 @@ def _of(results: Results, case: Case, keys: Sequence[str], metric: str) -> dict[
 
 def _misses(results: Results) -> str:
     explained = _explanations()
+    if results.busy:
+        return "Nothing is judged by a run on a busy machine.\n"
     parts = []
     done: set[str] = set()
     for goal in GOALS:
@@ -334,10 +342,9 @@ def _history(kept: Sequence[Results]) -> str:
         verdicts = [goal.verdict(results) for goal in GOALS]
         met = sum(verdict.startswith("met") for verdict in verdicts)
         known = sum(verdict != "not measured" for verdict in verdicts)
+        judged = "not judged" if results.busy else f"{met} of {known}"
         lines.append(
-            f"| {results.version} ({results.date}) | {results.form} | "
-            + " | ".join(cells)
-            + f" | {met} of {known} |"
+            f"| {results.version} ({results.date}) | {results.form} | " + " | ".join(cells) + f" | {judged} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -59,6 +59,11 @@ class Results:
 
     # ---- asking
 
+    @property
+    def busy(self) -> bool:
+        """Whether other work was going on when the run began: then its ratios judge nothing."""
+        return float(self.machine.get("load_before", 0)) > float(self.machine.get("cores", 1))
+
     def value(self, case: str, key: str, metric: str) -> float | None:
         """Median over the rounds, or None if there is none."""
         values = self.rounds.get(case, {}).get(key, {}).get(metric)

@@ -117,11 +117,6 @@ class Session:
         # Directories below spread over the disk, so that one peer's inodes are not searched for by another.
         subprocess.run(["chattr", "+T", self.disk], capture_output=True)
         self._results.machine = machine.describe(self.disk, self.memory)
-        if (load := self._results.machine["load_before"]) > 1.0:
-            self._results.note(
-                f"The machine was busy with other things (load {load}): ratios hold better than times, and "
-                "what needs several processes at once looks worse than it is."
-            )
 
     def run(self, profiled: bool = False) -> None:
         """All rounds, or as many as the time allows; what there is, is in the results.

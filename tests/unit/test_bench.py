@@ -150,6 +150,15 @@ def test_the_page_tells_a_miss_and_its_profile(tmp_path: Path) -> None:
     assert "missed" in goals(found)
 
 
+def test_a_busy_machine_judges_nothing(tmp_path: Path) -> None:
+    found = results(rename={"caiafs/disk": {"us": [300.0]}, "bindfs/disk": {"us": [100.0]}})
+    found.machine["load_before"] = 9.0
+    report.write(found, tmp_path / "performance.md", [found])
+    page = (tmp_path / "performance.md").read_text()
+    assert "| 3 × (bindfs disk) | not judged |" in page
+    assert "**missed" not in page
+
+
 def test_charts_are_well_formed_whatever_the_names() -> None:
     drawing = charts.bars("a < b & c", "µs", {"<x>": {'"q"': 1.0, "r": 1000.0}})
     assert len(ET.fromstring(drawing).findall(".//{*}title")) == 2
