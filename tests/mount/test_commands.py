@@ -185,7 +185,8 @@ def test_fuse_is_missing(mounts: Mounts) -> None:
 # Commands on a mount
 
 
-def test_commit_prints_the_id(mount: Mount) -> None:
+def test_commit_prints_the_id(mounts: Mounts) -> None:
+    mount = mounts("commit_quiet=1h,commit_interval=1h")
     (mount.path / "a").write_text("one\n")
     done = caiafs("commit", "-m", "A subject", "-m", "A paragraph.", mount.path)
     assert re.fullmatch(r"[0-9a-f]{40}\n", done.stdout)
