@@ -38,8 +38,9 @@ def files() -> dict[str, str]:
     tree["doc/caiafs/examples/caiafs.toml"] = example()
     for name in ("README.md", "CHANGELOG.md", "LICENSE"):
         tree[f"doc/caiafs/{name}"] = (ROOT / name).read_text()
-    for page in sorted((ROOT / "docs").rglob("*.md")):
-        tree[f"doc/caiafs/{page.relative_to(ROOT)}"] = page.read_text()
+    for page in sorted((ROOT / "docs").rglob("*")):
+        if page.suffix in (".md", ".yml", ".json"):  # with alert rules and a dashboard for the metrics
+            tree[f"doc/caiafs/{page.relative_to(ROOT)}"] = page.read_text()
     return tree
 
 
