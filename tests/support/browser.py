@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,11 +100,12 @@ class Browser:
 
     def close(self) -> None:
         """Ends the browser and takes its profile away."""
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # a session of its own: renderers and all
         self._process.wait()
         os.close(self._in)
         os.close(self._out)
-        for _ in range(20):  # its children let go of the profile a moment later
+        for _ in range(100):  # its children let go of the profile a moment later
             shutil.rmtree(self._profile, ignore_errors=True)
             if not os.path.exists(self._profile):
                 break
