@@ -30,6 +30,7 @@ from ..journal import HEADER_SIZE
 from ..journal.segment import Header, encode_header
 from ..records import NO_OID, Adopt, Create, Name
 from ..records.side import (
+    SIDE_NAME_MAX,
     SideRecord,
     bucket_count,
     bucket_name,
@@ -445,7 +446,9 @@ def _find(store: Store, root: bytes | None, parts: tuple[bytes, ...]) -> bytes |
         if oid is None:
             return None
         try:
-            oid = {entry.name: entry.oid for entry in store.tree(oid)}.get(b"=" + quote_name(name))
+            oid = {entry.name: entry.oid for entry in store.tree(oid, SIDE_NAME_MAX)}.get(
+                b"=" + quote_name(name)
+            )
         except CaiafsError:
             return None
     return oid

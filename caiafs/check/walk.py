@@ -15,6 +15,7 @@ from ..errors import StoreError
 from ..filesystem.loader import HASHED_INO, SideState, hashed_ino, unfit_name
 from ..records import BadRecord, NewerFormat
 from ..records.side import (
+    SIDE_NAME_MAX,
     UNKNOWN_SIZE,
     SideRecord,
     bucket_name,
@@ -22,7 +23,7 @@ from ..records.side import (
     quote_name,
     unquote_name,
 )
-from ..store import DIRECTORY, GITLINK, Store, TreeEntry
+from ..store import DIRECTORY, GITLINK, NAME_MAX, Store, TreeEntry
 from ..tree import ROOT_INO
 from .report import Findings, Progress, Where, several, show, silent
 
@@ -381,7 +382,7 @@ class Walk:
             self._report(oid, where, f"the metadata of {where}" if beside else str(where))
             return None
         try:
-            entries, unfit = self._store.listing(oid)
+            entries, unfit = self._store.listing(oid, SIDE_NAME_MAX if beside else NAME_MAX)
         except StoreError as error:
             self._bad[oid] = str(error)
             self._report(oid, where, f"the metadata of {where}" if beside else str(where))

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from ..errors import FormatNewer, ObjectCorrupt, StoreError
 from ..records import NO_OID, BadRecord, NewerFormat
 from ..records.side import (
+    SIDE_NAME_MAX,
     Meta,
     SideRecord,
     decode_meta,
@@ -73,7 +74,7 @@ class Repository(Protocol):
 
     def read_ref(self, refname: bytes) -> bytes | None: ...
     def commit(self, oid: bytes) -> Commit: ...
-    def tree(self, oid: bytes) -> Sequence[Entry]: ...
+    def tree(self, oid: bytes, name_max: int = ...) -> Sequence[Entry]: ...
     def listing(self, oid: bytes) -> tuple[Sequence[Entry], Sequence[Unfit]]: ...
     def blob(self, oid: bytes) -> bytes: ...
     def blob_sizes(self, oids: list[bytes]) -> list[int]: ...
@@ -196,7 +197,7 @@ class Loader:
         contents: dict[bytes, bytes] = {}
         if oid is None:
             return records, sides, contents
-        for entry in self._store.tree(oid):
+        for entry in self._store.tree(oid, SIDE_NAME_MAX):
             kind, name = entry.name[:1], unquote_name(entry.name[1:])
             if kind == b"@":
                 try:

@@ -78,6 +78,10 @@ class Meta(NamedTuple):
     links: tuple[tuple[int, bytes], ...] = ()
 
 
+SIDE_NAME_MAX = 1 + 3 * 255
+"""How long a name in a side tree can be: a letter, and a name that is quoted throughout."""
+
+
 def quote_name(name: bytes) -> bytes:
     """A name as it stands behind `=` or `~`."""
     return name.replace(b"%", b"%25").replace(b"\\", b"%5C")

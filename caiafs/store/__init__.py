@@ -44,6 +44,7 @@ from caiafs.store.objects import (
     DIRECTORY,
     EXECUTABLE,
     GITLINK,
+    NAME_MAX,
     REGULAR,
     SYMLINK,
     TAG,
@@ -76,6 +77,7 @@ __all__ = [
     "EMPTY_TREE",
     "EXECUTABLE",
     "GITLINK",
+    "NAME_MAX",
     "REGULAR",
     "SYMLINK",
     "TREE",
@@ -235,14 +237,14 @@ class Store:
             raise ObjectCorrupt(f"object {oid.hex()} is used as a commit, but is none")
         return parse_commit(data, oid)
 
-    def tree(self, oid: Oid) -> list[TreeEntry]:
+    def tree(self, oid: Oid, name_max: int = NAME_MAX) -> list[TreeEntry]:
         """The entries of a tree that a directory can show, in git's order."""
-        return parse_tree(self.tree_bytes(oid), oid)
+        return parse_tree(self.tree_bytes(oid), oid, name_max)
 
-    def listing(self, oid: Oid) -> tuple[list[TreeEntry], list[Unfit]]:
+    def listing(self, oid: Oid, name_max: int = NAME_MAX) -> tuple[list[TreeEntry], list[Unfit]]:
         """The entries that a directory can show, and those that it cannot."""
         data = self.tree_bytes(oid)
-        return parse_tree(data, oid), unfit_entries(data, oid)
+        return parse_tree(data, oid, name_max), unfit_entries(data, oid, name_max)
 
     def subdirectories(self, oid: Oid) -> int:
         """How many directories a directory can show in a tree; one without any is not taken apart for it."""

@@ -92,14 +92,15 @@ def may_hold_trees(data: bytes) -> bool:
     return _TREE_MODE.search(data) is not None
 
 
-def parse_tree(data: bytes, oid: Oid) -> list[TreeEntry]:
+def parse_tree(data: bytes, oid: Oid, name_max: int = NAME_MAX) -> list[TreeEntry]:
     """The entries of tree *oid* that a directory can show, in stored order, their modes as git writes them.
+    *name_max*: the trees beside the user's hold longer names.
 
     Raises ObjectCorrupt for bytes that are no tree. What is left out, `unfit_entries` gives.
     """
-    names, modes, found, numbers = _taken_apart(data, oid)
+    names, modes, found, numbers = _taken_apart(data, oid, name_max)
     if numbers is None:
-        unfit = _reasons(names, modes)
+        unfit = _reasons(names, modes, name_max)
         kept = [entry for entry in found if entry[1] not in unfit and _mode_number(entry[0])]
         numbers = {mode: _mode_number(mode) for mode, _, _ in kept}
         found = kept
@@ -108,13 +109,13 @@ def parse_tree(data: bytes, oid: Oid) -> list[TreeEntry]:
     return [new(TreeEntry, (name, numbers[mode], child)) for mode, name, child in found]
 
 
-def unfit_entries(data: bytes, oid: Oid) -> list[Unfit]:
+def unfit_entries(data: bytes, oid: Oid, name_max: int = NAME_MAX) -> list[Unfit]:
     """The entries of tree *oid* that no directory can show: `.` and `..`, empty names, names with a slash
     or longer than 255 bytes, kinds that nobody knows, and each of several entries of one name."""
-    names, modes, found, numbers = _taken_apart(data, oid)
+    names, modes, found, numbers = _taken_apart(data, oid, name_max)
     if numbers is not None:
         return []
-    unfit = _reasons(names, modes)
+    unfit = _reasons(names, modes, name_max)
     return [
         Unfit(name, unfit[name], b"%b %b\0%b" % (mode, name, child))
         for mode, name, child in found
@@ -140,7 +141,9 @@ def graft_unfit(data: bytes, source: bytes) -> bytes:
 _Found = list[tuple[bytes, bytes, bytes]]
 
 
-def _taken_apart(data: bytes, oid: Oid) -> tuple[list[bytes], list[bytes], _Found, dict[bytes, int] | None]:
+def _taken_apart(
+    data: bytes, oid: Oid, name_max: int
+) -> tuple[list[bytes], list[bytes], _Found, dict[bytes, int] | None]:
     """(names, modes, entries, mode numbers); the last is None where some entry may be unfit."""
     found: _Found = _ENTRY.findall(data)
     modes = [mode for mode, _, _ in found]
@@ -155,12 +158,12 @@ def _taken_apart(data: bytes, oid: Oid) -> tuple[list[bytes], list[bytes], _Foun
         and b"/" not in joined
         and distinct.isdisjoint(_NO_FILE_NAMES)
         and all(numbers.values())
-        and max(map(len, names), default=0) <= NAME_MAX
+        and max(map(len, names), default=0) <= name_max
     )
     return names, modes, found, numbers if is_fit else None
 
 
-def _reasons(names: list[bytes], modes: list[bytes]) -> dict[bytes, str]:
+def _reasons(names: list[bytes], modes: list[bytes], name_max: int) -> dict[bytes, str]:
     """Why a name cannot be shown, for those that cannot."""
     unfit: dict[bytes, str] = {}
     seen: set[bytes] = set()
@@ -171,8 +174,8 @@ def _reasons(names: list[bytes], modes: list[bytes]) -> dict[bytes, str]:
             unfit[name] = "no file can have this name"
         elif b"/" in name:
             unfit[name] = "the name holds a slash"
-        elif len(name) > NAME_MAX:
-            unfit[name] = f"the name is {len(name)} bytes long; {NAME_MAX} are possible"
+        elif len(name) > name_max:
+            unfit[name] = f"the name is {len(name)} bytes long; {name_max} are possible"
         elif not _mode_number(mode):
             unfit[name] = f"mode {mode[:12].decode()} is of no known kind"
         seen.add(name)
@@ -219,7 +222,7 @@ def differing_entries(a: bytes, a_oid: Oid, b: bytes, b_oid: Oid) -> Difference:
 
 
 def _may_be_unfit(data: bytes, oid: Oid) -> bool:
-    return _taken_apart(data, oid)[3] is None
+    return _taken_apart(data, oid, NAME_MAX)[3] is None
 
 
 def _sort_key(name: bytes, mode: int) -> bytes:

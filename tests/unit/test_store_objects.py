@@ -332,3 +332,12 @@ def test_times_beyond_all_clocks_read_as_1970(seconds: bytes) -> None:
         b"tree " + SOME.hex().encode() + b"\nauthor A <a@b> 5 +0100\ncommitter A <a@b> " + seconds + b" +0000"
     )
     assert parse_commit(data + b"\n\n", NAME).time == 0
+
+
+def test_names_of_the_trees_beside_the_users_may_be_longer() -> None:
+    """A directory whose name has 255 bytes has metadata under a name of 256 and more."""
+    entry = TreeEntry(b"=" + b"x" * 255, DIRECTORY, bytes(range(20)))
+    data = encode_tree([entry])
+    assert parse_tree(data, b"") == []
+    assert parse_tree(data, b"", 766) == [entry]
+    assert unfit_entries(data, b"", 766) == []
