@@ -274,13 +274,17 @@ class Store:
     def blob_sizes(self, oids: Iterable[Oid]) -> list[int]:
         """The sizes of many blobs; -1 for one that is missing or damaged, so that a listing survives it."""
         size_of = self._odb.blob_size
+        known: dict[Oid, int] = {}  # equal files share a blob, and a loose one costs an open(2)
         sizes = []
         for oid in oids:
-            try:
-                size = size_of(oid)
-            except (ObjectMissing, ObjectCorrupt):
-                size = -1
-            sizes.append(size if size <= LARGEST else -1)
+            size = known.get(oid)
+            if size is None:
+                try:
+                    size = size_of(oid)
+                except (ObjectMissing, ObjectCorrupt):
+                    size = -1
+                size = known[oid] = size if size <= LARGEST else -1
+            sizes.append(size)
         return sizes
 
     def has(self, oid: Oid) -> bool:

@@ -701,3 +701,16 @@ def test_subdirectories_are_counted_as_a_listing_shows_them(tmp_path: Path) -> N
     with pytest.raises(ObjectCorrupt):
         store.subdirectories(blob)
     store.close()
+
+
+def test_equal_files_of_a_directory_are_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200,000 equal files as one loose blob cost as many open(2) as files."""
+    store = new_store(tmp_path)
+    (blob,) = write(store, [(BLOB, b"same")])
+    asked = []
+    real = store._odb.blob_size
+    monkeypatch.setattr(store._odb, "blob_size", lambda oid: asked.append(oid) or real(oid))
+    assert store.blob_sizes([blob, b"\x99" * 20] * 1000) == [4, -1] * 1000
+    assert len(asked) == 2
