@@ -211,7 +211,7 @@ def _processor_time(results: Results) -> str:
     some = ("caiafs/disk", "bindfs/disk", "mergerfs/disk", "gocryptfs/disk", "memfs/tmpfs")
     keys = [key for key in some if results.value("create", key, "daemon_us") is not None]
     lines = [
-        "What the filesystem's process computes for each operation (for sequential work: each MiB), in µs,",
+        "What the filesystem's process computes for each operation (each MiB, or a whole listing), in µs,",
         "its own system calls included. It wanders less than the time that is waited.\n",
         "| | " + " | ".join(label(key).partition(" ")[0] for key in keys) + " |",
         "|---|" + "---:|" * len(keys),
