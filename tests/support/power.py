@@ -381,7 +381,8 @@ class Recorder:
     _fdatasync = _fsync
 
     def _rename(self, plain: Any, old: Any, new: Any, **kwargs: Any) -> None:
-        source, target = self._place(old), self._place(new)
+        source = self._place(old, kwargs.get("src_dir_fd"))
+        target = self._place(new, kwargs.get("dst_dir_fd"))
         plain(old, new, **kwargs)
         if source is None:
             assert target is None, "a rename into the recorded directory"
@@ -396,7 +397,8 @@ class Recorder:
     _replace = _rename
 
     def _link(self, plain: Any, old: Any, new: Any, **kwargs: Any) -> None:
-        source, target = self._place(old), self._place(new)
+        source = self._place(old, kwargs.get("src_dir_fd"))
+        target = self._place(new, kwargs.get("dst_dir_fd"))
         plain(old, new, **kwargs)
         if target is not None:
             assert source is not None
