@@ -693,7 +693,7 @@ def _read_toml(path: str) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as problem:
         raise UsageError(f"cannot read the configuration file {path}: {problem.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except ValueError as problem:  # TOML, UTF-8, or a NUL in the path
         raise UsageError(f"{path} is not valid TOML: {problem}") from None
 
 

@@ -79,7 +79,7 @@ class PackIndex:
                 self._table = _SortedTable(data, 0, 1024 + 4, 24)
                 self.count = self._table.fan[256]
                 self._crcs = self._offsets = -1
-        except (ValueError, struct.error) as error:
+        except (ValueError, OverflowError, struct.error) as error:
             raise StoreError(f"pack index {path} is damaged ({error}); git index-pack renews it") from error
         self._data = data
 
@@ -132,7 +132,7 @@ class MultiPackIndex:
             self._long = where.get(b"LOFF", (0, 0))[0]
             if self._offsets + 8 * self._table.fan[256] > len(data) or len(self.packs) != packs:
                 raise ValueError("index is too short")
-        except (ValueError, KeyError, struct.error) as error:
+        except (ValueError, OverflowError, KeyError, struct.error) as error:
             raise StoreError(f"multi-pack-index {path} is damaged ({error})") from error
         self._data = data
 

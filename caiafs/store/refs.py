@@ -87,6 +87,8 @@ class Refs:
             if not content.startswith(b"ref:"):
                 break
             name = content[4:].strip()
+            if not valid_ref(name):
+                break
         return tuple(token)
 
     def swap(self, refname: bytes, old: bytes | None, new: bytes, message: bytes, who: bytes) -> bool:

@@ -17,7 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz.targets import TARGETS, clean_up, seeds
 
-FOUND: list[tuple[str, bytes]] = []
+FOUND: list[tuple[str, bytes]] = [
+    ("refs", b"ref:" + bytes(8) + b"/heads/oth"),
+    ("options", b"ro,config=5xFi;;\x00;;;;Ba"),
+    ("midx", seeds("midx")[0].replace(b"OIDF" + bytes(7), b"OIDF" + b"\xff" * 4 + bytes(3))),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
