@@ -35,8 +35,7 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whatever ends here is forgotten
 os.chroot(sys.argv[1])
 os.chdir("/")
 print("up", flush=True)
-while True:
-    signal.pause()
+sys.stdin.read()  # ends with the test that holds the other side, and the whole guest with it
 """
 
 _START = r"""
@@ -121,6 +120,7 @@ class FreshMachine:
         words = ["sh", "-c", _START, "sh", self.root, base, work, _INIT, *_lent()]
         self._init = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", *map(os.fspath, words)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
