@@ -17,10 +17,10 @@ Safe to use from several threads: lookups read immutable tuples; the lock guards
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 import zlib
@@ -174,15 +174,18 @@ def _with_alternates(objects_dir: str) -> list[str]:
     return found
 
 
+_ESCAPE = re.compile(rb'\\([0-3][0-7]{2}|[abfnrtv"\\])')
+_ESCAPED = dict(zip(b'abfnrtv"\\', b'\a\b\f\n\r\t\v"\\', strict=True))
+
+
 def _unquoted(line: bytes) -> bytes:
-    """git quotes an unusual path as C does."""
+    """git quotes an unusual path as C does; b"" for what is not quoted well, which git passes over, too."""
     if not (line.startswith(b'"') and line.endswith(b'"') and len(line) >= 2):
         return line
-    text = line[1:-1].decode("latin-1").encode("raw_unicode_escape")
-    try:
-        return codecs.escape_decode(text)[0]
-    except ValueError:
-        return b""  # git passes over what it cannot unquote, too
+    text = line[1:-1]
+    if b"\\" in _ESCAPE.sub(b"", text):
+        return b""
+    return _ESCAPE.sub(lambda m: bytes((int(m[1], 8) if len(m[1]) == 3 else _ESCAPED[m[1][0]],)), text)
 
 
 def _mtime(path: str) -> int:
