@@ -23,7 +23,7 @@ share: setup
 
 # A Debian package in dist/, for the Debian that this runs on.
 deb: setup
-	/usr/bin/python3 -m tools.deb dist
+	PYTHONPATH=.:.ci /usr/bin/python3 -m shipping.deb dist
 
 # What is shipped, installed and used on bare Debians in namespaces, and the completions of every shell: as
 # root, 20 minutes on two cores. Makes the bare Debian once, in .cache.
@@ -40,8 +40,8 @@ failover: setup
 	.venv/bin/python -m pytest tests/unit/test_failover.py tests/mount/test_failing_tiers.py -m "slow or not slow"
 
 format: setup
-	.venv/bin/ruff format caiafs tests bench tools setup.py
-	.venv/bin/ruff check --fix caiafs tests bench tools setup.py
+	.venv/bin/ruff format caiafs tests bench .ci/shipping
+	.venv/bin/ruff check --fix caiafs tests bench .ci/shipping
 
 # The drills of docs/reliability.md, by minutes: kill -9 under load, then power loss at every write; and an hour of
 # everything at once. As root, for small disks that can be filled. SEED repeats a run.

@@ -29,7 +29,7 @@ def built(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         builder.put(copy_of_the_source(work / "source"), "/srv/source")
         builder.run("python3 -m venv b && b/bin/pip install -q build")
         builder.run("b/bin/python -m build -o /srv/out /srv/source")
-        builder.run("cd /srv/source && python3 -m tools.deb /srv/out")
+        builder.run("cd /srv/source && PYTHONPATH=.:.ci python3 -m shipping.deb /srv/out")
         builder.get("/srv/out", out)
     return out
 

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from shipping import share
+from shipping.manual import pages
+from shipping.roff import Writer, escape
 
 from caiafs.cli.parser import build_parser
 from caiafs.config import OPTIONS
-from tools import share
-from tools.manual import pages
-from tools.roff import Writer, escape
 
 PAGES = pages(datetime(2024, 5, 1, tzinfo=UTC))
 

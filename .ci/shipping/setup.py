@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: manual pages, completions and documents are made while building.
 
-They are made from docs/ and the parser (tools/share.py), and a wheel installs them below the prefix,
+They are made from docs/ and the parser (.ci/shipping/share.py), and a wheel installs them below the prefix,
 where man and the shells look: share/man, share/bash-completion and so on.
 """
 
@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.egg_info import manifest_maker
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / ".ci")]
 
-from tools.share import write  # noqa: E402
+from shipping.share import write  # noqa: E402
 
 
 def data_files() -> list[tuple[str, list[str]]]:
@@ -25,4 +26,5 @@ def data_files() -> list[tuple[str, list[str]]]:
     return sorted(folders.items())
 
 
+manifest_maker.template = ".ci/shipping/MANIFEST.in"
 setup(data_files=data_files())

@@ -1,4 +1,4 @@
-"""A Debian package out of the tree: `python3 -m tools.deb [FOLDER]` leaves caiafs_VERSION_ARCH.deb there.
+"""A Debian package out of the tree: `python3 -m shipping.deb [FOLDER]` leaves caiafs_VERSION_ARCH.deb there.
 
 pyfuse3 and dulwich of the versions needed are not in Debian 12. So the package brings its libraries along,
 in a Python environment of its own below /usr/lib/caiafs that uses the system's interpreter: nothing that
@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caiafs import __version__
-from tools.manual import ROOT
-from tools.share import moment, write
+from shipping.manual import ROOT
+from shipping.share import moment, write
 
 HOME = "usr/lib/caiafs"
 SUMMARY = "directory that remembers everything, with git as its record"

@@ -1,10 +1,10 @@
-"""Everything that is installed beside the code, as one tree: `python -m tools.share FOLDER` writes it.
+"""Everything that is installed beside the code, as one tree: `python -m shipping.share FOLDER` writes it.
 
     share/man                        manual pages, made from docs/
     share/bash-completion, zsh, fish completions, made from the parser
     share/doc/caiafs                 the documentation, and an example of a settings file
 
-The wheel carries it (setup.py), and so does the Debian package (tools/deb.py).
+The wheel carries it (setup.py), and so does the Debian package (.ci/shipping/deb.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from caiafs.cli.completion import render as completion
 from caiafs.config.example import render as example
-from tools.manual import ROOT, pages
+from shipping.manual import ROOT, pages
 
 COMPLETIONS = {
     "bash": "bash-completion/completions/caiafs",

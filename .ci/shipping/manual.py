@@ -8,9 +8,9 @@ from pathlib import Path
 
 from caiafs import __version__
 from caiafs.cli.parser import build_parser
-from tools.roff import Writer, escape
+from shipping.roff import Writer, escape
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"cli.md": "caiafs(1)", "configuration.md": "caiafs.toml(5)"}
 _FILES = """
 | | |
