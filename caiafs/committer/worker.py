@@ -171,6 +171,7 @@ class Worker:
         try:
             builder = self._builder = Builder(store, packer, reader.read, self._spool, self._alive)
             built = builder.build(directories, order.root, order.next_ino, order.links)
+            self._alive(at_once=True)  # all is written; what follows is the disk's time
             commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
             side_parents = tuple(oid for oid in (order.side_parent, commit) if oid is not None)
             side = packer.add(
@@ -293,9 +294,9 @@ class Worker:
             self._tip = tip
             self._send("tip", tip)
 
-    def _alive(self) -> None:
+    def _alive(self, at_once: bool = False) -> None:
         now = time.monotonic()
-        if now - self._spoke >= ALIVE:
+        if at_once or now - self._spoke >= ALIVE:
             builder = self._builder
             self._send("alive", *((builder.done, builder.total) if builder is not None else ()))
 

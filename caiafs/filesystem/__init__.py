@@ -185,7 +185,7 @@ class Filesystem(Attributes):
                 raise FSError(errno.EISDIR)
         if isinstance(node, File):
             if flags & os.O_TRUNC and (node.content.size or node.nlink):
-                self.set_attributes(ino, size=0, may_keep_set_id=may_keep_set_id)
+                self.set_attributes(ino, size=0, may_keep_set_id=may_keep_set_id, emptied=True)
             elif node.content.is_unreadable:
                 raise FSError(errno.EIO, f"inode {ino}: git does not have its blob, or it is damaged")
             node.writers += writes

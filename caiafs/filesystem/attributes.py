@@ -40,12 +40,13 @@ class Attributes(Names):
     def set_attributes(
         self, ino: int, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
         size: int | None = None, atime: int | None = None, mtime: int | None = None, ctime: int | None = None,
-        may_keep_set_id: bool = True,
+        may_keep_set_id: bool = True, emptied: bool = False,
     ) -> Node:  # fmt: skip
         """What chmod, chown, truncate and utimensat do, as one change. None leaves a field as it is.
 
         Set-id bits go with a new owner, and with a new size unless the caller *may_keep_set_id*.
-        A ctime alone is a chown(2) that names nobody.
+        A ctime alone is a chown(2) that names nobody. A size that is there already changes nothing,
+        unless the file is *emptied* by O_TRUNC.
         """
         node = self.node(ino)
         now = self.now()
@@ -61,6 +62,8 @@ class Attributes(Names):
                 raise FSError(errno.EINVAL)
             self.refuse_growth(node, size)
             if mtime is None:
+                if size == node.size and mode is uid is gid is atime is ctime is None and not emptied:
+                    return node  # truncate(2) to the size that is there changes nothing, the times neither
                 mtime = now
         elif mtime == node.mtime and ctime == node.ctime and mode is uid is gid is atime is None:
             return node  # the kernel's own note of a rename or a write, by the same tick of the same clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,8 @@ PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
 @pytest.fixture
 def console(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Console]:
     need_fuse()
-    base = scratch / f"page-{request.node.name.partition('[')[2].rstrip(']')}"
-    base.mkdir()
+    name = request.node.name.partition("[")[2].rstrip("]")
+    base = Path(tempfile.mkdtemp(dir=scratch, prefix=f"page-{name}"))
     made = Console.here(base)
     yield made
     made.close()

@@ -324,8 +324,12 @@ class Mount:
             run("fusermount3", "-uz", self.path, status=None)
 
     def serves(self) -> bool:
-        """Whether a daemon answers there: neither a stale mount nor the directory below."""
+        """Whether a daemon answers there: neither a stale mount nor the directory below.
+
+        The kernel answers stat(2) from its cache, for a dead daemon too; statvfs(2) it never does.
+        """
         try:
+            os.statvfs(self.path)
             return os.stat(self.path).st_dev != os.stat(self.base).st_dev
         except OSError as error:
             if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):

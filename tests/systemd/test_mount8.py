@@ -111,7 +111,7 @@ def test_mount_by_fstab_and_a_plain_umount_that_commits(machine: Machine) -> Non
         assert list(place.iterdir()) == []
         # It was on the way out, so that the next mount finds the branch free at once.
         assert git(machine, "/srv/plain.git", "show", "main:file") == text
-    assert not machine.ask("pgrep", "-f", "mount.caiafs")
+    machine.wait(lambda: not machine.ask("pgrep", "-f", "mount.caiafs"), 20, "the end of the daemons")
 
 
 def test_types_and_options_of_mount8(machine: Machine) -> None:
