@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -76,7 +77,8 @@ def call_socket(
         sock.settimeout(timeout)
         try:
             _connect(sock, state_dir)
-            sock.sendall(request.encode())
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(request.encode())  # who is not permitted is told so before he has spoken
             return _read_answers(sock, command, timeout, on_progress)
         except TimeoutError:
             raise ControlError(

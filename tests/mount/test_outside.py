@@ -21,7 +21,6 @@ from support.drill.kill import Drill
 from support.mounts import need_fuse, run
 
 SECONDS = 0.4
-pytestmark = pytest.mark.xdist_group("outside")
 
 
 @pytest.fixture(scope="module")

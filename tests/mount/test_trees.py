@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from support.mounts import Mount, Mounts, need_fuse, run
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(300), pytest.mark.xdist_group("trees")]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
 # Fixed versions, so that every run sees the same trees. The first holds more than 6,000 files.
 SDISTS = ("Django==5.1.4", "requests==2.32.3", "setuptools==75.6.0")
