@@ -6,15 +6,19 @@ import logging
 import math
 import pickle
 from bisect import bisect_left
+from functools import partial
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.utils import floatToGoString
 
 from caiafs.metrics import EDGES, GAUGES, Metrics
+from caiafs.metrics.exposition import number, registry
 
 DESIGN_NAMES = {
     "caiafs_storage_operations_total",
@@ -209,6 +213,25 @@ def test_label_values_of_any_text_survive_the_exposition() -> None:
     assert value(metrics, "caiafs_fallbacks_total", **{"from": strange, "to": "git"}) == 1
 
 
+def test_the_text_is_byte_for_byte_that_of_prometheus_client() -> None:
+    metrics = used()
+    strange = 'a "b" \\ \n ü 100 %s'
+    metrics.request(strange, 5)
+    metrics.observe(strange, "get", 10**13)
+    metrics.fallback(strange, "git")
+    for _ in range(3):
+        metrics.commit("success", 1e6)
+    metrics.series("memory", "store").counts[40] += 1_234_560_000  # where Go begins to write exponents
+    for amount in (0, -1.5, 999_999, 1_000_000, 1e15, 1e300, math.inf, -math.inf, math.nan):
+        metrics.gauge_source("caiafs_journal_bytes", partial(float, amount))
+        assert metrics.exposition() == generate_latest(registry(metrics.families))
+
+
+@given(st.floats() | st.integers(-(2**63), 2**63))
+def test_numbers_are_written_as_prometheus_client_does(value: float) -> None:
+    assert number(value) == floatToGoString(value)
+
+
 def test_gauges_are_asked_when_they_are_rendered() -> None:
     metrics = Metrics()
     size = [1]
@@ -325,9 +348,9 @@ def test_two_mounts_do_not_share_figures() -> None:
 
 def test_a_snapshot_renders_to_the_same_bytes_in_another_process() -> None:
     metrics = Metrics({"version": "1"})
-    for number in range(100):
-        metrics.observe("git", "get", 1000 * number, ok=number % 3 > 0)
-        metrics.request("read", 10_000 * number)
+    for turn in range(100):
+        metrics.observe("git", "get", 1000 * turn, ok=turn % 3 > 0)
+        metrics.request("read", 10_000 * turn)
     metrics.clear()
     metrics.observe("git", "get", 5000)
     metrics.observe("memory", "get", 7000, ok=False)

@@ -6,8 +6,8 @@ daemon tells each of its sources at most 1/SHARE times a second, whatever is ask
 server, and a request that comes alone does not wait at all.
 
 The daemon sends values; the text is made here, by the functions that make the files under `.stats`.
-Measured: the Prometheus text of a busy mount takes 8 ms to render, the values 0.1 ms to pickle,
-and 8 ms in the daemon's event loop are 8 ms in which no file is read or written.
+Measured: the Prometheus text of a busy mount takes 0.7 ms to render, as OpenMetrics 15 ms, the values
+0.1 ms to pickle; and no file is read or written while the daemon's event loop does such things.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ An observation costs a fraction of a microsecond: it finds a bucket, adds one, a
 the duration. Everything else (names, labels, percentiles, seconds) waits until
 somebody looks. prometheus_client's own Histogram was not taken for that reason:
 its labels() and observe() take two locks and several microseconds, more than the
-operations they would measure. It still writes the exposition, through a collector.
+operations they would measure. What Prometheus reads is written in exposition.py.
 
 Gauges are not stored here at all. They are asked of their owners at the moment of
 rendering (`gauge_source`), so they cannot be out of date.
@@ -20,18 +20,17 @@ from __future__ import annotations
 
 import logging
 import platform
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import accumulate
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import Collector
+from . import exposition
+from .exposition import Buckets, Family
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +48,9 @@ EDGES: Final[tuple[int, ...]] = (
     100 * 10**10,
 )
 """Upper edges, inclusive, in ns: 100 ns to 1000 s. One more bucket takes what is longer."""
+
+_NOTHING: Final = bytes(array("Q").itemsize * (len(EDGES) + 1))
+"""No counts, as the same object everywhere: pickle writes it once."""
 
 _OPERATION_BUCKETS: Final = tuple(step * 10**decade for decade in range(3, 10) for step in (1, 2.5, 5))
 _COMMIT_BUCKETS: Final = tuple(step * 10**decade for decade in range(6, 12) for step in (1, 2.5, 5))
@@ -84,7 +86,7 @@ class Series:
         self.clear()
 
     def clear(self) -> None:
-        self.base_counts = tuple(self.counts)
+        self.base_counts = array("Q", self.counts).tobytes() if any(self.counts) else _NOTHING
         self.base_total = self.total
         self.base_failures = self.failures
         self.low: int | None = None
@@ -100,9 +102,9 @@ class Series:
             self.low = ns
 
     def state(self) -> tuple[Any, ...]:
-        """All of it, immutable."""
+        """All of it, immutable. Counts as bytes: made and pickled for a quarter of what numbers cost."""
         return (
-            tuple(self.counts), self.total, self.failures, self.base_counts, self.base_total,
+            array("Q", self.counts).tobytes(), self.total, self.failures, self.base_counts, self.base_total,
             self.base_failures, self.low, self.high,
         )  # fmt: skip
 
@@ -111,26 +113,20 @@ class Series:
         """The series whose state() it was."""
         made = cls()
         counts, made.total, made.failures, made.base_counts, made.base_total, *rest = state
-        made.counts = list(counts)
+        made.counts = array("Q", counts).tolist()
         made.base_failures, made.low, made.high = rest
         return made
 
-    def buckets(self, edges: Sequence[float]) -> list[tuple[str, float]]:
+    def buckets(self, edges: tuple[float, ...]) -> Buckets:
         """Cumulative counts up to each of *edges* (ns, all of them in EDGES), as Prometheus wants them."""
-        counts = tuple(self.counts)
-        result: list[tuple[str, float]] = []
-        running = begin = 0
-        for edge in edges:
-            end = bisect_left(EDGES, edge) + 1
-            running += sum(counts[begin:end])
-            begin = end
-            result.append((repr(edge / 1e9), running))
-        result.append(("+Inf", running + sum(counts[begin:])))
-        return result
+        running = tuple(accumulate(tuple(self.counts)))
+        bounds, places = _bounds(edges)
+        return Buckets(bounds, [running[place] for place in places], self.total / 1e9)
 
     def summary(self) -> dict[str, int | float] | None:
         """Figures since the last clear(), or None when there are none."""
-        counts = [now - then for now, then in zip(tuple(self.counts), self.base_counts, strict=True)]
+        base = array("Q", self.base_counts)
+        counts = [now - then for now, then in zip(tuple(self.counts), base, strict=True)]
         count = sum(counts)
         if not count:
             return None
@@ -149,6 +145,15 @@ class Series:
             "p50_duration_ns": _percentile(counts, count, 50, low, high),
             "p99_duration_ns": _percentile(counts, count, 99, low, high),
         }
+
+
+@lru_cache(maxsize=8)
+def _bounds(edges: tuple[float, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The name that each of *edges* has as a bucket, in seconds, and its place in EDGES; at last infinity."""
+    return (
+        (*(repr(edge / 1e9) for edge in edges), "+Inf"),
+        (*(bisect_left(EDGES, edge) for edge in edges), len(EDGES)),
+    )
 
 
 def _percentile(counts: Sequence[int], count: int, percent: int, low: int, high: int) -> int:
@@ -214,8 +219,7 @@ class Metrics:
     """Every counter and histogram of one mount, and the way to its gauges.
 
     *build* becomes the labels of caiafs_build_info, beside python's version:
-    {"version": …, "pyfuse3": …}. `registry` holds these metrics and no others, for
-    whoever serves them in another of prometheus_client's formats.
+    {"version": …, "pyfuse3": …}.
     """
 
     def __init__(self, build: Mapping[str, str] | None = None) -> None:
@@ -228,8 +232,6 @@ class Metrics:
         self._fallbacks = dict.fromkeys(FALLBACKS, 0)
         self._sources: dict[str, Callable[[], GaugeValue]] = {}
         self._complained: set[str] = set()
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(_Exposition(self))
 
     # What happened.
 
@@ -303,18 +305,21 @@ class Metrics:
 
         node_exporter's textfile collector refuses a whole file over either.
         """
-        return generate_latest(self.registry)
+        return exposition.text(self.families())
 
     def openmetrics(self) -> bytes:
         """The same figures in the OpenMetrics 1.0 format, for those who prefer it."""
-        rendered: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
-        return rendered
+        return exposition.openmetrics(self.families)
 
     def requests(self) -> dict[str, dict[str, Any]]:
         """How long requests took, by kind, for JSON: cumulative buckets as in Prometheus, and seconds."""
         return {
-            op: {"buckets": series.buckets(_OPERATION_BUCKETS), "seconds": series.total / 1e9}
+            op: {
+                "buckets": list(zip(shown.bounds, shown.counts, strict=True)),
+                "seconds": shown.seconds,
+            }
             for op, series in sorted(self._requests.items())
+            for shown in (series.buckets(_OPERATION_BUCKETS),)
         }
 
     # In another process.
@@ -345,19 +350,64 @@ class Metrics:
             made.gauge_source(name, partial(_same, value))
         return made
 
-    def _gauge(self, name: str) -> Iterable[tuple[list[str], float]]:
+    def families(self) -> Iterator[Family]:
+        """All of it, name by name, as Prometheus orders its world."""
+        # sorted() and list() copy a dict in one step under the interpreter lock; a loop over it would not.
+        total: list[tuple[tuple[str, ...], float | Buckets]] = []
+        seconds: list[tuple[tuple[str, ...], float | Buckets]] = []
+        for (backend, operation), series in sorted(self._operations.items()):
+            buckets = series.buckets(_OPERATION_BUCKETS)
+            failed = series.failures
+            total.append(((backend, operation, "success"), buckets.counts[-1] - failed))
+            total.append(((backend, operation, "failure"), failed))
+            seconds.append(((backend, operation), buckets))
+        yield Family(
+            "caiafs_storage_operations", "counter", "Operations of the storage backends, by how they ended.",
+            ("backend", "operation", "outcome"), total,
+        )  # fmt: skip
+        yield Family(
+            "caiafs_storage_operation_seconds", "histogram", "Duration of the storage backends' operations.",
+            ("backend", "operation"), seconds,
+        )  # fmt: skip
+        yield Family(
+            "caiafs_fuse_request_seconds", "histogram", "Time to answer the kernel, by FUSE operation.",
+            ("op",),
+            [((op,), series.buckets(_OPERATION_BUCKETS)) for op, series in sorted(self._requests.items())],
+        )  # fmt: skip
+        for name, (about, label) in GAUGES.items():
+            if values := list(self._gauge(name)):
+                yield Family(name, "gauge", about, (label,) if label else (), values)
+        yield Family(
+            "caiafs_commits", "counter", "Attempts to commit, by outcome.",
+            ("outcome",), [((outcome,), count) for outcome, count in list(self._commits.items())],
+        )  # fmt: skip
+        yield Family(
+            "caiafs_commit_seconds", "histogram",
+            "Duration of commits, from sealing the batch until git has it on disk.",
+            (), [((), self._commit_seconds.buckets(_COMMIT_BUCKETS))],
+        )  # fmt: skip
+        yield Family(
+            "caiafs_fallbacks", "counter", "Operations that another tier took over from a failed one.",
+            ("from", "to"), [(pair, count) for pair, count in list(self._fallbacks.items())],
+        )  # fmt: skip
+        yield Family(
+            "caiafs_build_info", "gauge", "Always 1; the labels say what is running.",
+            tuple(self._build), [(tuple(self._build.values()), 1)],
+        )  # fmt: skip
+
+    def _gauge(self, name: str) -> Iterator[tuple[tuple[str, ...], float]]:
         """(label values, value) of one gauge; nothing when nobody offers it."""
         value = self._asked(name)
         if value is None:
             return
         if isinstance(value, Mapping):
             for kind, amount in value.items():
-                yield [kind], amount
+                yield (kind,), amount
         elif isinstance(value, str):
             for state in HEALTH_STATES:
-                yield [state], float(state == value)
+                yield (state,), float(state == value)
         else:
-            yield [], value
+            yield (), value
 
     def _asked(self, name: str) -> GaugeValue | None:
         """What the gauge *name* is now; None where nobody can tell."""
@@ -372,77 +422,3 @@ class Metrics:
                 self._complained.add(name)
                 log.exception("cannot tell %s; it is left out of the metrics", name)
             return None
-
-
-class _Exposition(Collector):
-    """Turns a Metrics into prometheus_client's families at the moment of a scrape."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        m = self._metrics
-        # sorted() and list() copy a dict in one step under the interpreter lock; a loop over it would not.
-        operations = sorted(m._operations.items())
-
-        total = CounterMetricFamily(
-            "caiafs_storage_operations",
-            "Operations of the storage backends, by how they ended.",
-            labels=["backend", "operation", "outcome"],
-        )
-        seconds = HistogramMetricFamily(
-            "caiafs_storage_operation_seconds",
-            "Duration of the storage backends' operations.",
-            labels=["backend", "operation"],
-        )
-        for (backend, operation), series in operations:
-            buckets = series.buckets(_OPERATION_BUCKETS)
-            failed = series.failures
-            total.add_metric([backend, operation, "success"], buckets[-1][1] - failed)
-            total.add_metric([backend, operation, "failure"], failed)
-            seconds.add_metric([backend, operation], buckets, series.total / 1e9)
-        yield total
-        yield seconds
-
-        requests = HistogramMetricFamily(
-            "caiafs_fuse_request_seconds", "Time to answer the kernel, by FUSE operation.", labels=["op"]
-        )
-        for op, series in sorted(m._requests.items()):
-            requests.add_metric([op], series.buckets(_OPERATION_BUCKETS), series.total / 1e9)
-        yield requests
-
-        for name, (text, label) in GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=[label] if label else [])
-            for values, value in m._gauge(name):
-                gauge.add_metric(values, value)
-            if gauge.samples:
-                yield gauge
-
-        commits = CounterMetricFamily("caiafs_commits", "Attempts to commit, by outcome.", labels=["outcome"])
-        for outcome, count in list(m._commits.items()):
-            commits.add_metric([outcome], count)
-        yield commits
-        yield HistogramMetricFamily(
-            "caiafs_commit_seconds",
-            "Duration of commits, from sealing the batch until git has it on disk.",
-            buckets=m._commit_seconds.buckets(_COMMIT_BUCKETS),
-            sum_value=m._commit_seconds.total / 1e9,
-        )
-
-        fallbacks = CounterMetricFamily(
-            "caiafs_fallbacks",
-            "Operations that another tier took over from a failed one.",
-            labels=["from", "to"],
-        )
-        for pair, count in list(m._fallbacks.items()):
-            fallbacks.add_metric(list(pair), count)
-        yield fallbacks
-
-        build = GaugeMetricFamily(
-            "caiafs_build_info", "Always 1; the labels say what is running.", labels=list(m._build)
-        )
-        build.add_metric(list(m._build.values()), 1)
-        yield build
