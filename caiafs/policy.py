@@ -20,6 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from caiafs.config import Config
+
+_DEFAULT = Config("", "")
 HEALTHY, DEGRADED, FAILED = "healthy", "degraded", "failed"
 FAILED_AFTER = 3
 """Failures in a row that make a degraded tier a failed one."""
@@ -29,15 +32,15 @@ NOTES = 20
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Seconds, all of them. The defaults are those of the settings of the same names."""
+    """Seconds, all of them. The defaults of settings are the settings' own."""
 
-    operation_timeout: float = 5.0
+    operation_timeout: float = _DEFAULT.operation_timeout
     """How long one call may wait for a tier before that counts as a failure."""
-    retry_pause: float = 0.2
+    retry_pause: float = _DEFAULT.retry_pause
     """The pause after a first failure; it doubles with each further one."""
-    retry_ceiling: float = 30.0
+    retry_ceiling: float = _DEFAULT.retry_ceiling
     """The longest pause between tries."""
-    worker_timeout: float = 60.0
+    worker_timeout: float = _DEFAULT.worker_timeout
     """A commit worker that gave no sign of life for so long is taken for hung, and replaced."""
 
     locked_ceiling: float = 1.0
@@ -48,6 +51,11 @@ class Policy:
     """Before a worker that ended is started again."""
     worker_ending: float = 0.25
     """How long a killed worker may take to be gone before it is left to end in its own time."""
+
+    @classmethod
+    def of(cls, config: Config) -> Policy:
+        """The policy of a mount with these settings."""
+        return cls(config.operation_timeout, config.retry_pause, config.retry_ceiling, config.worker_timeout)
 
     def pause(self, attempt: int, ceiling: float | None = None) -> float:
         """Seconds before the try after the *attempt*-th failure in a row (from 1)."""

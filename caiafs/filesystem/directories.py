@@ -49,7 +49,7 @@ class Directories:
         self.memory = memory
         self.journal = journal
         self.metrics = metrics
-        self.health = Health(_policy(config), config.primary, config.enable_fallback, _clock)
+        self.health = Health(Policy.of(config), config.primary, config.enable_fallback, _clock)
         self._loader = loader
         self.contents = Contents(store, journal, memory, metrics, spool, self.ask)
         self._threads = trio.CapacityLimiter(4)
@@ -65,7 +65,7 @@ class Directories:
     def reconfigure(self, config: Config) -> None:
         """Obey other settings while it serves; not every one may differ (see mount/reload.py)."""
         self.config = config
-        self.health.obey(_policy(config), config.enable_fallback)
+        self.health.obey(Policy.of(config), config.enable_fallback)
 
     def node(self, ino: int) -> Node:
         """The inode *ino*. Raises FSError(ESTALE) if there is none."""
@@ -237,10 +237,6 @@ def _clock() -> float:
         return trio.current_time()
     except RuntimeError:
         return time.monotonic()
-
-
-def _policy(config: Config) -> Policy:
-    return Policy(config.operation_timeout, config.retry_pause, config.retry_ceiling, config.worker_timeout)
 
 
 def _place(directory: Directory) -> Place:

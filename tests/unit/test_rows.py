@@ -1,7 +1,7 @@
 """The rows of modules stay true: a module imports only from rows above its own.
 
-    1  errors  config  metrics  policy    4  filesystem  history  virtual      7  mount
-    2  records                            5  committer  remote  check          8  cli
+    1  errors  config  metrics            4  filesystem  history  virtual      7  mount
+    2  policy  records                    5  committer  remote  check          8  cli
     3  tree  memory  journal  store       6  operations  control
 
 Packages count as their top name and may import within themselves. `caiafs.errors`, which imports
@@ -22,8 +22,8 @@ PACKAGE = Path(caiafs.__file__).parent
 
 ROWS = [
     ["errors"],
-    ["config", "metrics", "policy"],
-    ["records"],
+    ["config", "metrics"],
+    ["policy", "records"],
     ["tree", "memory", "journal", "store"],
     ["filesystem", "history", "virtual"],
     ["committer", "remote", "check", "backends"],
