@@ -48,9 +48,8 @@ def _refuse(*_: object, **__: object) -> NoReturn:
 class _NoDisk:
     """A disk with nothing on it and no room: a journal on it is empty, and whoever writes is stopped."""
 
-    open = writev = pread = size = truncate = sync = close = unlink = rename = sync_directory = staticmethod(
-        _refuse
-    )
+    open = writev = pread = size = truncate = sync = start_sync = finish_sync = close = staticmethod(_refuse)
+    unlink = rename = sync_directory = staticmethod(_refuse)
 
     def list(self, directory: str) -> list[str]:
         return []

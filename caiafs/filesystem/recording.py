@@ -373,7 +373,7 @@ class Recording(Directories):
             was_doomed = self.journal.is_doomed
             try:
                 with self.metrics.timed("journal", "sync"):
-                    await trio.to_thread.run_sync(self.journal.sync)
+                    await self._flush()
             except JournalError as error:
                 if not was_doomed:
                     self.health.journal.trouble(str(error), error.errno)
@@ -390,6 +390,19 @@ class Recording(Directories):
             await self._commit_instead(target, failure)
             break
         return target
+
+    async def _flush(self) -> None:
+        """`Journal.sync`, in a thread only where it has to be. Raises JournalError."""
+        await trio.lowlevel.checkpoint()  # requests that are at hand go first: theirs may be fsyncs, too
+        done = self.journal.start_sync()
+        if done is None:
+            await trio.to_thread.run_sync(self.journal.sync)
+            return
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.wait_readable(done)
+        finally:
+            self.journal.finish_sync()
 
     async def _commit_instead(self, target: int, failure: JournalError) -> None:
         """The disk under the journal does not keep what it has: git does."""

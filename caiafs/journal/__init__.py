@@ -1,7 +1,7 @@
 """The journal: changes git does not have yet, in order, and the bytes that memory let go of.
 
 Appended and synced by filesystem.py, read by the commit worker and check.py too.
-One task appends; sync() may run in a thread beside it. A record is acknowledged
+One task appends; sync() may run in a thread beside it, start_sync() needs none. A record is acknowledged
 once append() returned: it is then with the kernel and survives the process. After
 sync() returned, everything appended before it was called survives power loss.
 A torn last record is the normal end of a journal after a crash; bytes that do not
@@ -25,7 +25,8 @@ import errno
 import os
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 from ..errors import JournalDamaged, JournalError
@@ -89,6 +90,7 @@ class Journal:
         self._directory_synced = True
         self._open: Segment | None = None
         self._sync_lock = threading.Lock()
+        self._syncing: tuple[Segment, int, int] | None = None
         self._retired: list[int] = []
         self._end = 0
         self._tail = 0  # where the bytes that are there end; below _end after a torn end was cut off
@@ -334,7 +336,7 @@ class Journal:
                         raise OSError(errno.EIO, f"{segment.path} could not be synced before")
                     reached = segment.end
                     if segment.synced < reached:
-                        self._sync_segment(segment, reached)
+                        self._sync_segment(segment, reached, partial(self._disk.sync, segment.fd))
                 if not self._directory_synced:
                     self._directory_synced = True
                     try:
@@ -350,9 +352,39 @@ class Journal:
             self.durable = max(self.durable, target)
             return target
 
-    def _sync_segment(self, segment: Segment, reached: int) -> None:
+    def start_sync(self) -> int | None:
+        """Begin what `sync` does, where that is one flush of one file: a descriptor that is readable once
+        `finish_sync` has to be called. None if there is more to do, or the disk cannot: call `sync`."""
+        waiting = [one for one in self._segments if not one.volatile and (one.doomed or one.synced < one.end)]
+        if len(waiting) != 1 or waiting[0].doomed or not self._directory_synced:
+            return None
+        if not self._sync_lock.acquire(blocking=False):
+            return None
+        (segment,) = waiting
+        self._syncing = segment, segment.end, self.tail
+        done = self._disk.start_sync(segment.fd)
+        if done is None:
+            self._sync_lock.release()
+        return done
+
+    def finish_sync(self) -> int:
+        """The end of what `start_sync` began: all that was appended before that is on disk, up to the
+        position that this returns. Raises JournalError."""
+        assert self._syncing is not None
+        segment, reached, target = self._syncing
         try:
-            self._disk.sync(segment.fd)
+            self._sync_segment(segment, reached, self._disk.finish_sync)
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self._syncing = None
+            self._sync_lock.release()
+        self.durable = max(self.durable, target)
+        return target
+
+    def _sync_segment(self, segment: Segment, reached: int, sync: Callable[[], None]) -> None:
+        try:
+            sync()
         except OSError:
             segment.doomed = True
             if self._open is segment:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Sequence
 from typing import Protocol
 
+from .aio import Flusher
+
 
 class Disk(Protocol):
-    """What the journal asks of a disk; errors are OSErrors, as the calls of `os` raise them."""
+    """What the journal asks of a disk; errors are OSErrors, as the calls of `os` raise them.
+
+    `start_sync` begins what `sync` does, and returns a descriptor that is readable when `finish_sync` has
+    not to wait any more; None if only `sync` can do it. There is one at a time.
+    """
 
     def open(self, path: str, *, create: bool) -> int: ...
     def writev(self, fd: int, buffers: Sequence[bytes]) -> int: ...
@@ -18,6 +25,8 @@ class Disk(Protocol):
     def size(self, fd: int) -> int: ...
     def truncate(self, fd: int, length: int) -> None: ...
     def sync(self, fd: int) -> None: ...
+    def start_sync(self, fd: int) -> int | None: ...
+    def finish_sync(self) -> None: ...
     def close(self, fd: int) -> None: ...
     def unlink(self, path: str) -> None: ...
     def rename(self, old: str, new: str) -> None: ...
@@ -45,10 +54,14 @@ class RealDisk:
 
     def __init__(self) -> None:
         self._directories: dict[str, int] = {}
+        self._flusher: Flusher | None = None
+        self._asked_for_flusher = False
 
     def __del__(self) -> None:
         for fd in self._directories.values():
             os.close(fd)
+        if self._flusher is not None:
+            self._flusher.close()
 
     def _at(self, path: str) -> tuple[int, str]:
         """The directory of *path* as a descriptor, and the name in it."""
@@ -81,6 +94,23 @@ class RealDisk:
 
     def sync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    def start_sync(self, fd: int) -> int | None:
+        if not self._asked_for_flusher:
+            self._asked_for_flusher = True
+            with contextlib.suppress(OSError):  # a kernel or a container without it
+                self._flusher = Flusher()
+        if self._flusher is None:
+            return None
+        try:
+            self._flusher.start(fd)
+        except OSError:
+            return None  # `sync` finds out what it is
+        return self._flusher.done
+
+    def finish_sync(self) -> None:
+        assert self._flusher is not None
+        self._flusher.finish()
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -100,6 +100,10 @@ class FailingDisk(RealDisk):
         self._enter("sync")
         super().sync(fd)
 
+    def finish_sync(self) -> None:
+        super().finish_sync()
+        self._enter("sync")
+
     def unlink(self, path: str) -> None:
         self._enter("unlink")
         super().unlink(path)
@@ -218,6 +222,12 @@ class ForgetfulDisk:
             self._crash()
         inode = self._fds[fd]
         inode.synced = bytes(inode.data)
+
+    def start_sync(self, fd: int) -> int | None:
+        return None
+
+    def finish_sync(self) -> None:
+        raise AssertionError("none was started")
 
     def close(self, fd: int) -> None:
         if not self.down:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import random
+import select
 from pathlib import Path
 
 import pytest
 from support.disks import Crash, FailingDisk, ForgetfulDisk
 
 from caiafs.errors import JournalDamaged, JournalError
-from caiafs.journal import HEADER_SIZE, Journal, Reader, recovery
+from caiafs.journal import HEADER_SIZE, Journal, Reader, RealDisk, recovery
 from caiafs.records import NO_OID, Committed, Record, Remove, Write, encode
 
 
@@ -581,3 +583,95 @@ def test_what_was_promised_survives_a_crash_at_any_call(seed: int, power: bool) 
         if drill.finished:
             return
     raise AssertionError("the workload never ends")
+
+
+# ---- flushes that nobody waits for
+
+
+def flushed(journal: Journal) -> int:
+    """What `start_sync` began is over; up to where."""
+    done = journal.start_sync()
+    assert done is not None
+    assert select.select([done], [], [], 10)[0] == [done]
+    return journal.finish_sync()
+
+
+def test_a_flush_without_a_thread_makes_durable_what_came_before_it(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    journal.append(remove(b"a"))
+    assert journal.start_sync() is None, "a new segment's name has to be synced, too: two calls"
+    journal.sync()
+    for name in (b"b", b"c"):
+        before = journal.durable
+        journal.append(remove(name))
+        assert journal.durable == before
+        assert flushed(journal) == journal.durable == journal.end
+    assert journal.start_sync() is None, "nothing is left to flush"
+    journal.close()
+    assert reopened(tmp_path)[0] == remove(b"a")
+
+
+def test_what_comes_while_a_flush_runs_is_for_the_next_one(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    journal.append(remove(b"a"))
+    journal.sync()
+    journal.append(remove(b"b"))
+    target = journal.end
+    assert journal.start_sync() is not None
+    assert journal.start_sync() is None, "one at a time"
+    journal.append(remove(b"c"))
+    assert journal.finish_sync() == journal.durable == target < journal.end
+    assert flushed(journal) == journal.end
+    journal.close()
+
+
+def test_a_flush_without_a_thread_that_fails_is_not_believed_again(tmp_path: Path) -> None:
+    disk = FailingDisk()
+    journal = Journal(str(tmp_path), disk)
+    journal.append(remove(b"a"))
+    journal.sync()
+    durable = journal.durable
+    journal.append(remove(b"b"))
+    disk.fail("sync")
+    with pytest.raises(JournalError):
+        flushed(journal)
+    assert journal.is_doomed
+    assert journal.start_sync() is None, "only sync() tells why"
+    with pytest.raises(JournalError):
+        journal.sync()
+    assert journal.durable == durable
+    journal.close()
+
+
+def test_what_two_segments_hold_is_flushed_by_sync(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    journal.append(remove(b"a"))
+    journal.sync()
+    journal.append(remove(b"b"))
+    journal.seal()
+    journal.append(remove(b"c"))
+    assert journal.start_sync() is None
+    assert journal.sync() == journal.durable == journal.end
+    journal.close()
+
+
+def test_a_descriptor_that_cannot_be_flushed_is_left_to_sync() -> None:
+    reading, writing = os.pipe()
+    try:
+        assert RealDisk().start_sync(writing) is None
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_machine_without_asynchronous_flushes_has_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    journal = Journal(str(tmp_path))
+    journal.append(remove(b"a"))
+    journal.sync()
+    journal.append(remove(b"b"))
+    assert journal.start_sync() is None
+    assert journal.sync() == journal.end
+    journal.close()
