@@ -69,42 +69,48 @@ def umount(words: Sequence[str]) -> int:
     if mounted is None or not mounted.is_caiafs:
         raise _failed(f"{places[0]} is no mount of caiafs", errno.EINVAL)
     at_once = "-l" in given or "-f" in given
-    daemon = None if at_once else _drain(mounted)
+    daemon, state_dir = (None, "") if at_once else _drain(mounted)
     try:
         unmount(mounted.mountpoint, lazy=at_once)
     except OSError as problem:
         if problem.errno == errno.EBUSY and "-r" in given:
             return _remount(mounted.mountpoint, Remount(True, (), ()))
         raise mounting.not_unmounted(mounted, problem) from None
-    if daemon is not None and not mounting.wait_end(daemon, DRAIN_TIMEOUT):
-        print(
-            f"umount.caiafs: {mounted.mountpoint} is unmounted; its daemon still commits what is left",
-            file=sys.stderr,
-        )
+    if daemon is not None:
+        try:
+            ended = mounting.ends(daemon, state_dir, DRAIN_TIMEOUT)
+            said = f"{mounted.mountpoint} is unmounted; its daemon still commits what is left"
+        except MountError as problem:
+            ended, said = False, str(problem)
+        if not ended:
+            print(f"umount.caiafs: {said}", file=sys.stderr)
     if "-v" in given:
         print(f"umount.caiafs: {mounted.mountpoint} unmounted", file=sys.stderr)
     return 0
 
 
-def _drain(mounted: Mount) -> int | None:
-    """Let the daemon commit everything; gives a descriptor of its process. Whatever git says, we go on."""
-    daemon = None
+def _drain(mounted: Mount) -> tuple[int | None, str]:
+    """Let the daemon commit everything; gives a descriptor of its process, and its state directory.
+
+    Whatever git says, we go on.
+    """
+    daemon, state_dir = None, ""
     try:
         location = locate(mounted.mountpoint, DRAIN_TIMEOUT)
-        daemon = mounting.open_process(location.pid)
+        daemon, state_dir = mounting.open_process(location.pid), location.state_dir
         # Here, and not in the daemon: where an automounter ends an idle mount, only who was started
         # by it gets to the place.
         flushed = _hand_over(mounted.mountpoint)
         call_socket(location.state_dir, "drain", {"flushed": flushed}, DRAIN_TIMEOUT)
     except ControlError as problem:
         if problem.errno == errno.ENOTCONN:
-            return None  # its daemon is dead: only the mount is left to take away
+            return None, ""  # its daemon is dead: only the mount is left to take away
         print(
             f"umount.caiafs: {problem}\numount.caiafs: unmounting all the same: the journal keeps what git "
             f"does not have, and the next mount commits it",
             file=sys.stderr,
         )
-    return daemon
+    return daemon, state_dir
 
 
 def _hand_over(mountpoint: str) -> bool:

@@ -108,7 +108,7 @@ def umount(arguments: argparse.Namespace) -> int:
         unmount(mounted.mountpoint)
     except OSError as problem:
         raise not_unmounted(mounted, problem) from None
-    if daemon is not None and not _ends(daemon, location.state_dir, timeout):
+    if daemon is not None and not ends(daemon, location.state_dir, timeout):
         raise _failed(
             f"{mounted.mountpoint} is unmounted, but its daemon (process {location.pid}) is still at work "
             f"after {timeout:g} s: it ends by itself, and until then the branch cannot be mounted again",
@@ -270,16 +270,11 @@ def open_process(pid: int) -> int | None:
         return None
 
 
-def wait_end(process: int, timeout: float) -> bool:
-    """Wait for the end of *process*, and close its descriptor; False if it is still there."""
-    try:
-        return bool(select.select([process], [], [], timeout)[0])
-    finally:
-        os.close(process)
+def ends(process: int, state_dir: str, timeout: float) -> bool:
+    """Wait for the end of the daemon *process*, which is unmounted, and close its descriptor.
 
-
-def _ends(process: int, state_dir: str, timeout: float) -> bool:
-    """Wait for the end of the daemon *process*; False if it is still there after *timeout* seconds."""
+    False if it is still there after *timeout* seconds without a reason; MountError says one.
+    """
     try:
         if select.select([process], [], [], min(timeout, PINNED_AFTER))[0]:
             return True

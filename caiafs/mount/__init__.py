@@ -441,7 +441,7 @@ class Mount:
                     await self.committer.commit()
                 except CaiafsError as error:
                     log.warning("%s", error)
-            place = self._place() or self.config.mountpoint
+            place = self.place() or self.config.mountpoint
             try:
                 released = await trio.to_thread.run_sync(kernel.let_go, place)
             except OSError as error:
@@ -582,8 +582,8 @@ class Mount:
     async def _forget(names: list[tuple[int, bytes]], inodes: set[int]) -> None:
         await trio.to_thread.run_sync(kernel.forget, names, inodes, abandon_on_cancel=True)
 
-    def _place(self) -> str | None:
-        """Where the mount is now."""
+    def place(self) -> str | None:
+        """Where the mount is now, in the mount namespace of this process; None: nowhere."""
         if self._device is None:
             return self.config.mountpoint
         return kernel.place_of(self._device, self.config.mountpoint)
@@ -604,7 +604,7 @@ class Mount:
         """Let the kernel hand over what it holds in its write-back cache."""
         if not self._mounted:
             return
-        place = self._place()
+        place = self.place()
         if place is None:
             return  # no name leads there any more; who still has files open hands over by closing them
         # While an automounter ends an idle mount, whoever goes there has to wait for that end: for ours.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ..control.client import Progress
-from ..control.mounts import mount_at
 from ..errors import MountError, StoreError, UsageError
 from .reload import compare
 
@@ -107,9 +106,9 @@ class Commands:
 
     async def _leave(self, arguments: Arguments, progress: Progress) -> Any:
         """It was unmounted where we live; copies in other mount namespaces are no reason to stay."""
+        if (still := self._mount.place()) is not None:
+            raise MountError(f"{still} is still mounted")
         place = self._mount.config.mountpoint
-        if mount_at(place) is not None:
-            raise MountError(f"{place} is still mounted")
         self._mount.leaving.set()
         if opened := self._mount.open_handles():
             raise MountError(

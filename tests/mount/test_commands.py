@@ -305,6 +305,45 @@ def test_umount_ends_a_daemon_whose_mount_another_namespace_still_has(mounts: Mo
     assert (mount.path / "a").read_text() == "one\n"
 
 
+def test_umount8_ends_a_daemon_whose_mount_another_namespace_still_has(mounts: Mounts) -> None:
+    need_root()
+    mount = mounts("commit_quiet=1h,commit_interval=1h")
+    (mount.path / "a").write_text("one\n")
+    copied, close = os.pipe(), os.pipe()
+
+    def elsewhere() -> None:
+        own_namespace()
+        os.write(copied[1], b"x")
+        os.read(close[0], 1)
+
+    child = in_child(elsewhere)
+    os.read(copied[0], 1)
+    helper = "import sys; from caiafs.cli import umount_helper; sys.exit(umount_helper())"
+    run(sys.executable, "-c", helper, mount.path, env=mount.env)
+    assert not is_mounted(mount.path)
+    assert mount.wait_ended() == 0
+    assert mount.git("show", "main:a") == "one\n"
+    os.write(close[1], b"x")
+    join(child)
+    for fd in (*copied, *close):
+        os.close(fd)
+
+
+def test_umount_leaves_a_mount_alone_that_has_another_place_too(mounts: Mounts) -> None:
+    """A bind mount is the same mount: while it is there, the daemon has work."""
+    need_root()
+    mount = mounts()
+    (mount.path / "a").write_text("one\n")
+    other = mount.base / "other"
+    other.mkdir()
+    run("mount", "--bind", mount.path, other)
+    refused(32, "umount", mount.path, says=f"{other} is still mounted")
+    assert not is_mounted(mount.path)
+    assert (other / "a").read_text() == "one\n"
+    caiafs("umount", other)
+    assert mount.wait_ended() == 0
+
+
 def test_stops_within_a_second_of_an_unmount(mounts: Mounts) -> None:
     """From fusermount3 -u to the end of the daemon, with nothing to commit."""
     mount = mounts()
