@@ -15,9 +15,9 @@ import errno
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from time import perf_counter_ns
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -34,57 +34,64 @@ log = logging.getLogger(__name__)
 
 FOREVER = 30 * 24 * 3600.0
 """Seconds the kernel may keep names and attributes: what changes otherwise is invalidated."""
-BLOCK = 4096
+
+CAPABILITY = b"security.capability"
+"""The kernel asks for it before it first writes to a file, and mostly there is none."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _change(
-    function: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """A request that changes something: answered when the change is kept as the primary tier says."""
+def _request(
+    changes: bool,
+) -> Callable[
+    [Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]],
+    Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+]:
+    """Count and time a request, and translate what it raises. One that *changes* something is answered
+    when the change is kept as the primary tier says."""
 
-    async def changing(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._fs.is_returning:
-            await self._fs.turn()
-        result = await function(self, *args, **kwargs)
-        if self._fs.write_through is not None:
-            await self._fs.acknowledged()
-        return result
+    def of(
+        function: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+    ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+        name = function.__name__
 
-    changing.__name__ = function.__name__
-    return _handler(changing)
-
-
-def _handler(
-    function: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """Count and time a request, and translate what it raises."""
-    name = function.__name__
-
-    async def handle(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        started = time.perf_counter_ns()
-        try:
-            return await function(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except FSError as error:
-            if error.errno == errno.EIO:
+        async def handle(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            started = perf_counter_ns()
+            try:
+                if not changes:
+                    return await function(self, *args, **kwargs)
+                fs = self._fs
+                if fs.is_returning:
+                    await fs.turn()
+                result = await function(self, *args, **kwargs)
+                if fs.write_through is not None and (fs.unkept or fs.config.primary == "git"):
+                    await fs.acknowledged()
+                return result
+            except FUSEError:
+                raise
+            except FSError as error:
+                if error.errno == errno.EIO:
+                    log.error("%s: %s", name, error)
+                raise FUSEError(error.errno) from None
+            except CaiafsError as error:
                 log.error("%s: %s", name, error)
-            raise FUSEError(error.errno) from None
-        except CaiafsError as error:
-            log.error("%s: %s", name, error)
-            raise FUSEError(error.errno) from None
-        except Exception:
-            log.exception("unexpected error in %s", name)
-            self.unexpected += 1
-            raise FUSEError(errno.EIO) from None
-        finally:
-            self._metrics.request(name, time.perf_counter_ns() - started)
+                raise FUSEError(error.errno) from None
+            except Exception:
+                log.exception("unexpected error in %s", name)
+                self.unexpected += 1
+                raise FUSEError(errno.EIO) from None
+            finally:
+                self._metrics.request(name, perf_counter_ns() - started)
 
-    handle.__name__ = name
-    return handle
+        handle.__name__ = name
+        return handle
+
+    return of
+
+
+_handler = _request(changes=False)
+_change = _request(changes=True)
 
 
 class Handle:
@@ -136,23 +143,22 @@ class Operations(pyfuse3.Operations):
 
     @staticmethod
     def _attributes(node: Node) -> EntryAttributes:
-        entry = EntryAttributes()
+        entry = EntryAttributes()  # in blocks of 4,096 bytes
+        fields: Any = entry  # its own kinds of int cost a call each
         size = node.size
-        entry.st_ino = pyfuse3.InodeT(node.ino)
-        entry.st_mode = pyfuse3.ModeT(node.mode)
-        entry.st_nlink = node.nlink
-        entry.st_uid = node.uid
-        entry.st_gid = node.gid
-        entry.st_rdev = node.rdev
-        entry.st_size = size
-        entry.st_blksize = BLOCK
-        entry.st_blocks = (size + 511) // 512
-        entry.st_atime_ns = node.atime
-        entry.st_mtime_ns = node.mtime
-        entry.st_ctime_ns = node.ctime
-        entry.generation = 0
-        entry.entry_timeout = FOREVER
-        entry.attr_timeout = FOREVER
+        fields.st_ino = node.ino
+        fields.st_mode = node.mode
+        fields.st_nlink = node.nlink
+        fields.st_uid = node.uid
+        fields.st_gid = node.gid
+        if node.rdev:
+            fields.st_rdev = node.rdev
+        fields.st_size = size
+        fields.st_blocks = (size + 511) // 512
+        fields.st_atime_ns = node.atime
+        fields.st_mtime_ns = node.mtime
+        fields.st_ctime_ns = node.ctime
+        fields.entry_timeout = fields.attr_timeout = FOREVER
         return entry
 
     def _virtual_attributes(self, ino: int, shown: int | None = None) -> EntryAttributes:
@@ -163,7 +169,6 @@ class Operations(pyfuse3.Operations):
         entry.st_nlink = found.nlink
         entry.st_uid, entry.st_gid = found.uid, found.gid
         entry.st_size = found.size
-        entry.st_blksize = BLOCK
         entry.st_blocks = (found.size + 511) // 512
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = found.time_ns
         entry.entry_timeout = entry.attr_timeout = VIRTUAL_TIMEOUT
@@ -306,7 +311,9 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if is_virtual(inode):
-            raise FSError(errno.ENODATA)
+            raise FUSEError(errno.ENODATA)
+        if name == CAPABILITY and not self._fs.node(inode).xattrs:
+            raise FUSEError(errno.ENODATA)
         return self._fs.get_xattr(inode, name)
 
     @_handler

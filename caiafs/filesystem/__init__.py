@@ -225,7 +225,8 @@ class Filesystem(Attributes):
         they are written and not when it hands the bytes over, and sends the times separately.
         """
         try:
-            await self._room(len(data))
+            if self._is_tight(len(data)):
+                await self._room(len(data))
             self.refuse_growth(node, offset + len(data))
             now = self.now() if stamp else 0
             node.active = node.writers > 0

@@ -56,10 +56,12 @@ class Names(Recording):
 
     async def _place_for(self, parent: int, name: bytes) -> Directory:
         """The directory in which *name* is to be made; it was free a moment ago."""
-        if len(name) > NAME_MAX:
-            raise FSError(errno.ENAMETOOLONG)
         directory = self.directory(parent)
-        children = await self.children(directory)
+        children = directory.children
+        if children is None:
+            if len(name) > NAME_MAX:
+                raise FSError(errno.ENAMETOOLONG)
+            children = await self.children(directory)
         if directory.nlink == 0:
             raise FSError(errno.ENOENT)
         if name in children:
@@ -71,7 +73,8 @@ class Names(Recording):
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
     ) -> Node:
         """A new inode of the kind that *mode* says, owned by *caller* (open, mkdir, mknod, symlink)."""
-        await self._room(0)
+        if self._is_tight(0):
+            await self._room(0)
         directory = await self._place_for(parent, name)
         is_directory = stat.S_ISDIR(mode)
         gid = caller.gid
@@ -123,7 +126,10 @@ class Names(Recording):
     async def unlink(self, parent: int, name: bytes) -> None:
         """Take a name from a file."""
         directory = self.directory(parent)
-        node = (await self.children(directory)).get(name)
+        children = directory.children
+        if children is None:
+            children = await self.children(directory)
+        node = children.get(name)
         if node is None:
             raise FSError(errno.ENOENT)
         if isinstance(node, Directory):
@@ -158,8 +164,12 @@ class Names(Recording):
             raise FSError(errno.ENAMETOOLONG)
         old, new = self.directory(parent), self.directory(new_parent)
         while True:
-            node = (await self.children(old)).get(name)
-            target = (await self.children(new)).get(new_name)
+            children, goals = old.children, new.children
+            if children is None:
+                children = await self.children(old)
+            if goals is None:
+                goals = await self.children(new)
+            node, target = children.get(name), goals.get(new_name)
             if node is None or new.nlink == 0:
                 raise FSError(errno.ENOENT)
             missing = self._to_load_for_rename(old, name, node, new, new_name, target, flags)

@@ -11,7 +11,8 @@ import errno
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from time import perf_counter_ns
 from typing import Any, NoReturn
 
 import trio
@@ -62,8 +63,41 @@ class Recording(Directories):
         return time.clock_gettime_ns(_CLOCK)
 
     def _record(self, record: Record, *nodes: Node) -> None:
-        """Keep *record* and make it true. *nodes* are those it names by number."""
-        self._record_all((record,), *nodes)
+        """Keep *record* and make it true. *nodes* are those it names by number.
+
+        It is `_record_all` for one, without its lists where recovery knows all *nodes* and the journal
+        takes it: the way of nearly every change.
+        """
+        if self._refused() is not None:
+            return self._record_all((record,), *nodes)
+        for node in nodes:
+            if node.anchor < self._frozen_at and node.parent is not None:
+                return self._record_all((record,), *nodes)
+        self._writable()
+        journal = self.journal
+        where = journal.end
+        started = perf_counter_ns()
+        try:
+            try:
+                position = journal.append(record)
+            except JournalError as error:
+                refused = self._journal_refused(error, started)
+                self._try_out((record,), self._append_volatile((record,)), [], where, refused)
+            else:
+                kept = perf_counter_ns()
+                self._appends.add(kept - started)
+                if self.health.journal.state == FAILED:
+                    self._journal_worked()
+                self.tree.apply(record, position)
+                self._stores.add(perf_counter_ns() - kept)
+            self._note_change()
+        except FSError:
+            raise
+        except BaseException as error:
+            if journal.is_writing or journal.end != where:
+                self._break(error)
+            raise
+        return None
 
     def _record_all(self, batch: tuple[Record, ...], *nodes: Node) -> None:
         """Keep several records and make them true, all or none.
@@ -79,7 +113,7 @@ class Recording(Directories):
         try:
             positions, refused = self._append([*names, *batch])
             positions = positions[len(names) :]
-            started = time.perf_counter_ns()
+            started = perf_counter_ns()
             if refused is None:
                 for node in anchored:
                     node.anchor = where
@@ -87,7 +121,7 @@ class Recording(Directories):
                     self.tree.apply(record, position)
             else:
                 self._try_out(batch, positions, anchored, where, refused)
-            self._stores.add(time.perf_counter_ns() - started)
+            self._stores.add(perf_counter_ns() - started)
             self._note_change()
         except FSError:
             raise
@@ -96,7 +130,7 @@ class Recording(Directories):
                 self._break(error)
             raise
 
-    def _append(self, batch: list[Record], is_spill: bool = False) -> tuple[list[int], int | None]:
+    def _append(self, batch: Sequence[Record], is_spill: bool = False) -> tuple[list[int], int | None]:
         """The journal's positions for *batch*; and None if it keeps them, else the errno of its refusal
         (0 if it was not asked). Raises FSError, with nothing changed, where git may not stand in.
 
@@ -106,27 +140,38 @@ class Recording(Directories):
         if is_spill and refused == 0 and not self.journal.is_volatile:
             refused = None
         if refused is None:
-            started = time.perf_counter_ns()
+            started = perf_counter_ns()
             try:
                 positions = self.journal.append_all(batch)
             except JournalError as error:
-                self.metrics.observe("journal", "append", time.perf_counter_ns() - started, ok=False)
-                tier = self.health.journal
-                if tier.is_healthy:
-                    log.warning("the journal takes nothing: %s", error)
-                tier.trouble(str(error), error.errno, takes_nothing=True)
-                if self.write_through is None or not self.config.enable_fallback:
-                    raise FSError(error.errno, str(error)) from error
-                refused = error.errno
+                refused = self._journal_refused(error, started)
             else:
-                self._appends.add(time.perf_counter_ns() - started)
-                if self.health.journal.state == FAILED and not self.is_probed:
-                    self.health.journal.worked()
+                self._appends.add(perf_counter_ns() - started)
+                if self.health.journal.state == FAILED:
+                    self._journal_worked()
                 return positions, None
+        return self._append_volatile(batch), refused
+
+    def _append_volatile(self, batch: Sequence[Record]) -> list[int]:
         try:
-            return self.journal.append_all(batch, volatile=True), refused
+            return self.journal.append_all(batch, volatile=True)
         except JournalError as error:
             raise FSError(error.errno, str(error)) from error
+
+    def _journal_worked(self) -> None:
+        if not self.is_probed:
+            self.health.journal.worked()
+
+    def _journal_refused(self, error: JournalError, started: int) -> int:
+        """The errno of a refusal by the journal, for which git may stand in. Raises FSError where not."""
+        self.metrics.observe("journal", "append", perf_counter_ns() - started, ok=False)
+        tier = self.health.journal
+        if tier.is_healthy:
+            log.warning("the journal takes nothing: %s", error)
+        tier.trouble(str(error), error.errno, takes_nothing=True)
+        if self.write_through is None or not self.config.enable_fallback:
+            raise FSError(error.errno, str(error)) from error
+        return error.errno
 
     def _refused(self) -> int | None:
         """None if the journal is to be asked; else the errno of its last refusal, 0 if it is never asked."""
@@ -290,8 +335,7 @@ class Recording(Directories):
         anchored += missing
 
     def _note_change(self) -> None:
-        now = _now()
-        self.last_change = now
+        self.last_change = now = _now()
         if self.first_change is None:
             self.first_change = now
         self.changed.set()
@@ -312,6 +356,11 @@ class Recording(Directories):
             raise FSError(errno.EROFS)
 
     # ---- room in the journal
+
+    def _is_tight(self, size: int) -> bool:
+        """True if `_room` for *size* more bytes would have something to do."""
+        limit = self.config.journal_max
+        return self.journal.size + size > limit - limit // 4
 
     async def _room(self, size: int) -> None:
         """Wait while the journal is too full for *size* more bytes and git still drains it.

@@ -192,7 +192,7 @@ class Journal:
     @property
     def size(self) -> int:
         """Bytes on disk, those kept for unlinked files among them."""
-        size = self._end - self._segments[0].start if self._segments else 0
+        size = self._end - self._starts[0] if self._starts else 0
         for segment in self._kept:
             size += segment.end - segment.start
         return size
@@ -220,8 +220,36 @@ class Journal:
         return self._memory.used
 
     def append(self, record: Record, volatile: bool = False) -> int:
-        """Keep *record*; returns the position that apply() wants. Raises JournalError, with nothing kept."""
-        return self.append_all((record,), volatile)[0]
+        """Keep *record*; returns the position that apply() wants. Raises JournalError, with nothing kept.
+
+        It is `append_all` for one, without its lists where the open segment takes it: every change of a
+        busy mount comes through here.
+        """
+        segment = self._open
+        if (
+            segment is None
+            or volatile
+            or segment.volatile
+            or segment.end - segment.start >= self._segment_size
+            or self.durable > self._noted
+        ):
+            return self.append_all((record,), volatile)[0]
+        frame = encode(record)
+        place, size = 0, len(frame[0])
+        if len(frame) == 2:
+            place, size = WRITE_DATA, size + len(frame[1])
+        self.is_writing = True
+        try:
+            self._write(segment, frame, size)
+        except OSError as error:
+            self.is_writing = False
+            raise self._failed(error) from error
+        self.appended += 1
+        begin = segment.end
+        self._end = self._tail = segment.end = begin + size
+        self.failure = None
+        self.is_writing = False
+        return begin + place
 
     def append_all(self, batch: Sequence[Record], volatile: bool = False) -> list[int]:
         """Keep several records at once, all or none; returns their positions.

@@ -192,11 +192,12 @@ WRITE_DATA = FRAME_SIZE + _WRITE.size
 
 
 def _encode_create(r: Create) -> bytes:
-    head = _CREATE.pack(
-        r.parent, r.ino, r.mode, r.uid, r.gid, r.rdev, r.time, len(r.name), len(r.target), len(r.xattrs)
-    )
-    xattrs = b"".join(_XATTR.pack(len(name), len(value)) + name + value for name, value in r.xattrs)
-    return head + r.name + r.target + xattrs
+    parent, ino, mode, uid, gid, rdev, time, name, target, xattrs = r
+    head = _CREATE.pack(parent, ino, mode, uid, gid, rdev, time, len(name), len(target), len(xattrs))
+    if not xattrs:
+        return head + name + target
+    packed = b"".join(_XATTR.pack(len(key), len(value)) + key + value for key, value in xattrs)
+    return head + name + target + packed
 
 
 def _decode_create(body: memoryview) -> Create:
