@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def _control(stage: Path, architecture: str) -> None:
 Package: caiafs
 Version: {__version__}
 Architecture: {architecture}
-Maintainer: The caiafs project <caiafs@localhost>
+Maintainer: {_maintainer()}
 Installed-Size: {size}
 Depends: fuse3, libfuse3-3, libc6 (>= {glibc}), python3 (>= {major}.{minor}), python3 (<< {major}.{minor + 1})
 Recommends: git
@@ -174,6 +175,14 @@ def _sums(stage: Path, files: list[Path]) -> Iterator[str]:
     for path in files:
         digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         yield f"{digest}  {path.relative_to(stage)}\n"
+
+
+def _maintainer() -> str:
+    """Who pyproject.toml says the authors are, as Debian writes it."""
+    authors = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["authors"]
+    return ", ".join(
+        f"{each['name']} <{each['email']}>" if "email" in each else each["name"] for each in authors
+    )
 
 
 def _version() -> str:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -168,7 +169,14 @@ def _copies(base: Path) -> str:
     return "\n".join([*lines, 'exec "$@"'])
 
 
-def follow(page: Path, run: Console, *, install: bool = False) -> Iterator[Step]:
+class Shell(Protocol):
+    """Where a page is followed."""
+
+    def run(self, command: str, timeout: float) -> tuple[int, list[str]]:
+        """The exit status of *command*, and the lines that it printed."""
+
+
+def follow(page: Path, run: Shell, *, install: bool = False) -> Iterator[Step]:
     """Do what *page* says, step by step; fails at the first that is not as shown."""
     for step in steps(page):
         if step.install and not install:
