@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from ..errors import ObjectCorrupt
+from ..errors import ObjectCorrupt, ObjectMissing, StoreError
 from ..records import NO_OID, BadRecord
 from ..records.side import (
     UNKNOWN_SIZE,
@@ -52,6 +52,14 @@ class Packer(Protocol):
     def add_stream(self, size: int, chunks: Iterator[bytes]) -> bytes: ...
 
 
+class BasesDamaged(StoreError):
+    """Files cannot be written, since the blobs that their changes rest on do not read back: see `files`."""
+
+    def __init__(self, files: dict[int, str]) -> None:
+        super().__init__(next(iter(files.values())))
+        self.files = files
+
+
 class Built(NamedTuple):
     """What a batch became."""
 
@@ -78,6 +86,7 @@ class Builder:
         self._contents: dict[int, bytes] = {}
         self._built: dict[int, tuple[bytes | None, bytes | None]] = {}
         self._changes: list[PathChange] = []
+        self._damaged: dict[int, str] = {}
         self.done = 0
         """Names that are written; how many there are in all is `total`."""
         self.total = 0
@@ -86,12 +95,17 @@ class Builder:
         self, directories: dict[int, DirectoryState], root: EntryState, next_ino: int,
         links: list[tuple[int, bytes]],
     ) -> Built:  # fmt: skip
-        """Write the objects of the batch. Raises StoreError, JournalDamaged, OSError."""
+        """Write the objects of the batch. Raises StoreError, JournalDamaged, OSError.
+
+        BasesDamaged comes when all was tried, so that it names every file that cannot be written.
+        """
         self._directories = directories
         self.total = sum(len(state.entries) for state in directories.values())
         for state, path, diverted in reversed(self._order()):
             self._built[state.ino] = self._directory(state, path, diverted)
             self._alive()
+        if self._damaged:
+            raise BasesDamaged(self._damaged)
         tree, side = self._built.get(ROOT_INO, (root.oid, root.side))
         record = _record(b"", root, 0o040000, tree or NO_OID)
         meta = self._packer.add(BLOB, encode_meta(Meta(record, next_ino, root.epoch, tuple(links))))
@@ -136,7 +150,7 @@ class Builder:
             target = b""
             if stat.S_ISREG(entry.mode):
                 mode, oid = 0o100755 if entry.mode & 0o100 else 0o100644, self._content(entry)
-                if not diverted and storable_entry(name, mode) and self._content_is_fine(name, entry):
+                if not diverted and storable_entry(name, mode) and self._content_is_fine(name, entry, state):
                     placed = mode, oid
                 elif oid != NO_OID:
                     side[b"~" + beside] = 0o100644, oid
@@ -242,10 +256,17 @@ class Builder:
         oid = self._contents.get(entry.ino)
         if oid is None:
             assert entry.content is not None
-            oid = self._contents[entry.ino] = self._write(entry.content)
+            oid = self._contents[entry.ino] = self._write(entry.ino, entry.content)
         return oid
 
-    def _write(self, content: ContentState) -> bytes:
+    def _write(self, ino: int, content: ContentState) -> bytes:
+        try:
+            return self._write_all(content)
+        except (ObjectCorrupt, ObjectMissing) as error:
+            self._damaged[ino] = str(error)
+            return content.base or NO_OID
+
+    def _write_all(self, content: ContentState) -> bytes:
         if content.size <= PIECE:
             return self._packer.add(BLOB, b"".join(self._pieces(content)))
         return self._packer.add_stream(content.size, self._pieces(content))
@@ -272,18 +293,25 @@ class Builder:
                     at += len(data)
                     yield data
                 self._alive()
+            base.verify(self._alive)
         finally:
             base.close()
 
-    def _content_is_fine(self, name: bytes, entry: EntryState) -> bool:
-        """False for the few files whose content git refuses: they ride beside the tree."""
+    def _content_is_fine(self, name: bytes, entry: EntryState, state: DirectoryState) -> bool:
+        """False for the few files whose content git refuses: they ride beside the tree. What does not read
+        back stays where it is."""
         if not needs_content_check(name):
             return True
         if entry.size > PIECE:
             return False
-        if entry.content is not None:
-            return storable_content(name, b"".join(self._pieces(entry.content)))
-        return entry.oid is not None and storable_content(name, self._store.blob(entry.oid))
+        try:
+            if entry.content is not None:
+                return storable_content(name, b"".join(self._pieces(entry.content)))
+            return entry.oid is not None and storable_content(name, self._store.blob(entry.oid))
+        except (ObjectCorrupt, ObjectMissing):
+            old = b"" if state.tree_oid is None else self._store.tree_bytes(state.tree_oid)
+            before = _find(old, name)
+            return before is not None and before[1] == entry.oid
 
 
 class _Base:
@@ -311,6 +339,11 @@ class _Base:
         if not data:
             raise ObjectCorrupt(f"blob {self._oid.hex()} is shorter than the file it is the base of")
         return data
+
+    def verify(self, alive: Callable[[], None]) -> None:
+        """What was read of it is no damage: that shows at its end only, and must not get a new name."""
+        if self._reader is not None:
+            self._reader.verify(alive)
 
     def close(self) -> None:
         if self._reader is not None:

@@ -91,7 +91,7 @@ class Probes:
         tier = self._fs.health.git
         found = [(key, note) for key, note in tier.notes.items() if note.again is not None]
         now = trio.current_time()
-        if not found:
+        if not found and not self._fs.held:
             self._again_at, self._attempts = math.inf, 0
             return
         if self._again_at == math.inf:
@@ -108,5 +108,17 @@ class Probes:
                     continue
                 tier.forget(key)
                 log.info("readable again: %s", note.text)
+            await self._let_go()
             self._attempts += 1
         self._again_at = now + self._fs.health.policy.pause(self._attempts)
+
+    async def _let_go(self) -> None:
+        """What is held back can go to git where what it rests on reads back."""
+        for node in list(self._fs.held):
+            try:
+                if node.content.base is not None:
+                    await self._fs.contents.verify(node.content.base)
+            except (CaiafsError, OSError):
+                continue
+            log.info("readable again: what the changes of inode %d rest on", node.ino)
+            self._fs.let_go(node)

@@ -34,13 +34,18 @@ class Refused(StoreError):
     """The worker could not do what it was asked. *locked*: another process holds a ref's lock.
 
     *untouched*: a commit that failed had not begun to move refs, so git shows nothing of it.
+    *damaged*: the files (inode numbers) that could not be written: what their changes rest on is damaged.
     """
 
-    def __init__(self, message: str, locked: bool, code: int = errno.EIO, untouched: bool = False) -> None:
+    def __init__(
+        self, message: str, locked: bool, code: int = errno.EIO, untouched: bool = False,
+        damaged: dict[int, str] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.locked = locked
         self.errno = code
         self.untouched = untouched
+        self.damaged = damaged or {}
 
 
 class WorkerProcess:

@@ -28,6 +28,7 @@ from ..metrics import Metrics
 from ..policy import Policy
 from ..records import NO_OID, Committed
 from ..tree import Batch, DirectoryState, Settled
+from .build import PIECE
 from .process import Refused, WorkerProcess
 from .worker import Done, Order, SideSeen
 
@@ -108,7 +109,8 @@ class Committer:
     @property
     def oldest_change(self) -> float | None:
         """When the first change was made that git does not have, by trio's clock."""
-        return self._fs.first_change if self._in_flight is None else self._in_flight_since
+        first = self._fs.first_change if self._in_flight is None else self._in_flight_since
+        return min((at for at in (first, self._fs.held_since) if at is not None), default=None)
 
     @property
     def _policy(self) -> Policy:
@@ -132,7 +134,13 @@ class Committer:
     # ---- asking
 
     async def commit(self, message: str | None = None, tries: int = 5) -> Outcome:
-        """Commit everything acknowledged so far, now. Raises StoreError if git refuses *tries* times."""
+        """Commit everything acknowledged so far, now. Raises StoreError if git refuses *tries* times, or
+        has all but what is held back."""
+        outcome = await self._commit_now(message, tries)
+        self._fs.refuse_held()
+        return outcome
+
+    async def _commit_now(self, message: str | None = None, tries: int = 5) -> Outcome:
         attempt = 0
         while True:
             try:
@@ -191,9 +199,10 @@ class Committer:
     async def drain(self) -> Outcome:
         """Commit until nothing is left, access times too: at the end of the mount."""
         self._fs.mark_atimes()
-        outcome = await self.commit()
+        outcome = await self._commit_now()
         while self._fs.is_dirty or self._in_flight is not None:
-            outcome = await self.commit()
+            outcome = await self._commit_now()
+        self._fs.refuse_held()
         return outcome
 
     def step(self) -> tuple[int, int, str]:
@@ -246,16 +255,22 @@ class Committer:
                 continue
             if self._is_time():
                 return
-            quiet = self._fs.last_change + self._config.commit_quiet
+            quiet = self._fs.last_change + self._quiet
             latest = (self._fs.first_change or 0.0) + self._config.commit_interval
             await self._wait_for(self._fs.pressure, min(quiet, latest))
+
+    @property
+    def _quiet(self) -> float:
+        """Seconds without a change after which a commit is due: more where each one carries much along."""
+        quiet = self._config.commit_quiet
+        return quiet if self._fs.carried < PIECE else max(quiet, self._config.commit_interval)
 
     def _is_time(self) -> bool:
         if self._fs.pressure.is_set():
             return True
         now = trio.current_time()
         first = self._fs.first_change
-        return now >= self._fs.last_change + self._config.commit_quiet or (
+        return now >= self._fs.last_change + self._quiet or (
             first is not None and now >= first + self._config.commit_interval
         )
 
@@ -308,6 +323,11 @@ class Committer:
             self._metrics.observe("git", "commit", int(seconds * 1e9), ok=False)
             if fs.is_awaited(batch.position):
                 await self._decide(batch, error)
+            elif isinstance(error, Refused) and error.damaged:
+                self._give_up(batch)
+                fs.hold(error.damaged)
+                await self._commit_shielded(message)  # all else
+                return
             raise
         fs.kept_up_to(batch.position)
         self._doing = "letting the journal go"
@@ -365,10 +385,14 @@ class Committer:
         if landed:
             fs.kept_up_to(batch.position)
             return
-        self._in_flight = None
         self._in_doubt = landed is None
-        fs.thaw(batch, self._in_flight_since)
+        self._give_up(batch)
         fs.take_back(error, unmark=landed is False)
+
+    def _give_up(self, batch: Batch) -> None:
+        """Git has nothing of *batch*, and is not asked for it again: its names count as changed."""
+        self._in_flight = None
+        self._fs.thaw(batch, self._in_flight_since)
 
     async def _has_landed(self, batch: Batch) -> bool | None:
         """Whether the side ref has *batch*; None if nobody can tell."""
@@ -399,6 +423,11 @@ class Committer:
         fs = self._fs
         batch = fs.freeze()
         self._doing = "taking the changes"
+        try:
+            await fs.carry(batch)
+        except StoreError:
+            self._give_up(batch)
+            raise
         while fs.tree.capture(CHUNK):
             await trio.lowlevel.checkpoint()
         stamp = int(time.time())

@@ -31,7 +31,7 @@ from ..records import BadRecord
 from ..records.side import parse_side_message, side_message
 from ..store import Store, encode_commit
 from ..tree import DirectoryState, EntryState
-from .build import COMMIT, TREE, Builder
+from .build import COMMIT, TREE, BasesDamaged, Builder
 from .message import compose
 
 FRAME = struct.Struct("<I")
@@ -145,12 +145,13 @@ class Worker:
                 if name != "directories":
                     self._send("done", answer)
 
-    def refusal(self, error: CaiafsError | OSError) -> tuple[str, bool, int, bool]:
+    def refusal(self, error: CaiafsError | OSError) -> tuple[str, bool, int, bool, dict[int, str]]:
         """What the daemon is told of an *error*: see process.Refused."""
         text = str(error)
         if isinstance(error, OSError):
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
-        return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched
+        damaged = error.files if isinstance(error, BasesDamaged) else {}
+        return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched, damaged
 
     # ---- what can be asked
 

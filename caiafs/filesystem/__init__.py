@@ -5,8 +5,8 @@ change is checked against the tree, kept by the journal and applied, in this ord
 without an await between, so that a call either happened or did not.
 
 `Filesystem` is built in layers, each a module: `directories` (what is loaded), `recording`
-(the way into the journal and the tree), `names`, `attributes`, and here: contents, starting,
-and what the committer asks.
+(the way into the journal and the tree), `heldback` (what git cannot take), `names`,
+`attributes`, and here: contents, starting, and what the committer asks.
 
 Only the event loop's task calls in here. FSError carries the errno of a failed call.
 """

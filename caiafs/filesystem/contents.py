@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
+
+import trio
 
 from ..errors import FSError
 from ..journal import Journal
@@ -40,6 +42,7 @@ class BlobSource(Protocol):
 
     def blob(self, oid: bytes, limit: int | None = None) -> bytes: ...
     def open_blob(self, oid: bytes, spool_dir: str) -> BlobReader: ...
+    def stream_blob(self, oid: bytes, spool_dir: str | None = None) -> Iterator[bytes]: ...
 
 
 class CachedBlob:
@@ -97,6 +100,14 @@ class Contents:
             data = bytes(await self._ask(self._store.blob, oid, WHOLE))
             self.keep(oid, data)
         return data
+
+    async def verify(self, oid: bytes) -> None:
+        """Read a blob of any size to its end, in a thread. Raises StoreError where it is damaged."""
+        await trio.to_thread.run_sync(self._exhaust, oid, abandon_on_cancel=True)
+
+    def _exhaust(self, oid: bytes) -> None:
+        for _ in self._store.stream_blob(oid, self._spool):
+            pass
 
     async def read(self, content: Content, offset: int, length: int) -> bytes:
         """The stretch as it was when this was called; shorter only at the end of the file."""

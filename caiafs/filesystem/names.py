@@ -15,7 +15,7 @@ from ..records import RENAME_EXCHANGE, Create, Link, Remove, Rename
 from ..tree import Directory, Node, Symlink
 from . import acl
 from .directories import _directories, shown
-from .recording import Recording
+from .heldback import HeldBack
 
 RENAME_NOREPLACE = 1
 NAME_MAX = 255
@@ -32,7 +32,7 @@ class Caller(Protocol):
     def gid(self) -> int: ...
 
 
-class Names(Recording):
+class Names(HeldBack):
     """What is in a directory, and changing it."""
 
     async def lookup(self, parent: int, name: bytes) -> Node | None:

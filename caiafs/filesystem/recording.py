@@ -506,7 +506,7 @@ class Recording(Directories):
         """Git has nothing of *batch*, and it is given up; its first change was made at *since*."""
         self.tree.thaw(batch)
         self.pending = 0
-        self.first_change = since
+        self.first_change = _now() if since is None else since
 
     def release_journal(self, committed: Committed) -> None:
         """Drop what git has now; open unlinked files keep what they need. Raises JournalError

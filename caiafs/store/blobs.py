@@ -318,6 +318,22 @@ class BlobReader:
             self._advance(spool, end)
         return spool.read_at(end - offset, offset)
 
+    def verify(self, alive: Callable[[], None] = lambda: None) -> None:
+        """Go to the end, where damage shows, without keeping what nobody has read: nothing can be read
+        afterwards that was not before. ObjectCorrupt when there is some; *alive* is told of progress.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                for _ in self._pieces or ():
+                    alive()
+            except ObjectCorrupt as error:
+                self._fail(error)
+            except OSError as error:
+                self._fail(failed(f"cannot read object {self.oid.hex()}", error))
+            self._pieces = None
+
     def _advance(self, spool: Spool, end: int) -> None:
         with self._lock:
             if self._failure is not None:

@@ -103,6 +103,11 @@ class Content:
         """True if git cannot even tell how long the blob is."""
         return self.base_size < 0
 
+    @property
+    def needs_base(self) -> bool:
+        """True if some of it is nowhere but in the base blob."""
+        return any(piece.base is not None for piece in self.pieces(0, self.size))
+
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """The stretch from *offset*, cut at the file's end, in order and without gaps."""
         end = min(offset + length, self.size)

@@ -78,13 +78,14 @@ class Node:
 class File(Node):
     """A regular file."""
 
-    __slots__ = ("active", "content", "writers")
+    __slots__ = ("active", "content", "is_held", "writers")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int, content: Content) -> None:
         super().__init__(ino, mode, uid, gid, time)
         self.content = content
         self.writers = 0
         self.active = False  # written through a descriptor that is still open
+        self.is_held = False  # git cannot take what it holds: a batch has it as git has it already
 
     @property
     def size(self) -> int:
@@ -272,7 +273,9 @@ def state_of(node: Node) -> EntryState:
     if isinstance(node, File):
         oid = node.content.oid
         size = -1 if node.content.is_unreadable else size
-        if oid is None:
+        if oid is None and node.is_held:
+            oid, size = node.content.base, node.content.base_size
+        elif oid is None:
             content = node.content.capture()
     elif isinstance(node, Directory):
         oid, side, gitlink, epoch = node.tree_oid, node.side_oid, node.gitlink, node.epoch

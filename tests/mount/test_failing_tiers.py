@@ -311,18 +311,8 @@ def test_a_damaged_object_costs_its_file_and_is_named(mounts: Mounts) -> None:
     (mount.path / "bad").write_bytes(os.urandom(5000))
     mount.commit()
     mount.umount()
-    oid = mount.git("rev-parse", "main:bad").strip()
-    # unpack, so that one loose object can be damaged
-    packs = list((mount.repository / "objects/pack").glob("*.pack"))
-    for pack in packs:
-        data = pack.read_bytes()
-        pack.unlink()
-        pack.with_suffix(".idx").unlink()
-        run_bytes("git", "-C", os.fspath(mount.repository), "unpack-objects", "-q", stdin=data)
-    path = mount.repository / "objects" / oid[:2] / oid[2:]
-    whole = path.read_bytes()
-    path.chmod(0o600)
-    path.write_bytes(whole[:100] + bytes(20) + whole[120:])
+    path, whole = damage(mount, "bad")
+    oid = path.parent.name + path.name
     mount.start()
     with pytest.raises(OSError, match="Input/output error"):
         (mount.path / "bad").read_bytes()
@@ -338,6 +328,61 @@ def test_a_damaged_object_costs_its_file_and_is_named(mounts: Mounts) -> None:
     path.write_bytes(whole)
     healthy(mount)
     assert len((mount.path / "bad").read_bytes()) == 5000
+
+
+def test_a_change_of_a_damaged_file_is_held_back_alone(mounts: Mounts) -> None:
+    """Everything else reaches git; the change outlives kill -9, and gets there when the object is mended."""
+    mount = mounts(*QUICK)
+    quiet(mount)
+    mount.expect_log(r"damaged|readable again|are not in git|are only safe in the journal")
+    data = os.urandom(5 * 4096)
+    (mount.path / "bad").write_bytes(data)
+    mount.commit()
+    mount.umount()
+    path, whole = damage(mount, "bad")
+    mount.start()
+    patch = os.open(mount.path / "bad", os.O_RDWR | os.O_DIRECT)
+    os.pwrite(patch, b"x" * 4096, 8192)
+    os.close(patch)
+    (mount.path / "other").write_bytes(b"goes on")
+    wait_until(lambda: in_git(mount, "other"), 20, "the other file in git")
+    health = mount.stats("health.json")
+    assert any("changes of bad are not in git" in reason for reason in health["reasons"]), health
+    assert os.getxattr(mount.path / "bad", "user.caiafs.state") in (b"journal", b"durable")
+    refused = mount.caiafs("commit", mount.path, status=1)
+    assert "changes of bad are only safe in the journal" in refused.stderr
+    mount.kill()
+    checked = mount.caiafs("check", mount.repository, status=None)
+    assert checked.returncode != 0
+    assert "bad" in checked.stdout + checked.stderr
+    mount.caiafs("check", "--repair", mount.repository, status=None)
+    mount.start()
+    (mount.path / "more").write_bytes(b"goes on")
+    wait_until(lambda: in_git(mount, "more"), 20, "more in git")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(whole)
+    wait_until(lambda: committed(mount, "bad")[8192:12288] == b"x" * 4096, 40, "the change in git")
+    assert committed(mount, "bad") == data[:8192] + b"x" * 4096 + data[12288:]
+    healthy(mount)
+
+
+def in_git(mount: Mount, name: str) -> bool:
+    return name in mount.git("ls-tree", "-r", "--name-only", "main").split()
+
+
+def damage(mount: Mount, name: str) -> tuple[Path, bytes]:
+    """Make every object a file, so that the one of *name* can be damaged alone; its path, and what it was."""
+    oid = mount.git("rev-parse", f"main:{name}").strip()
+    for pack in list((mount.repository / "objects/pack").glob("*.pack")):
+        data = pack.read_bytes()
+        pack.unlink()
+        pack.with_suffix(".idx").unlink()
+        run_bytes("git", "-C", os.fspath(mount.repository), "unpack-objects", "-q", stdin=data)
+    path = mount.repository / "objects" / oid[:2] / oid[2:]
+    whole = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(whole[:100] + bytes(20) + whole[120:])
+    return path, whole
 
 
 def run_bytes(*words: str, stdin: bytes) -> None:
