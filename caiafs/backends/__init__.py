@@ -1,8 +1,9 @@
 """Storage backends: one small interface, and the tiers of a mount behind it.
 
-    memory    the tree and the memory tier, with or without a journal   microseconds
-    git       objects, a commit and a ref, durable                      milliseconds
-    hybrid    one in front, the other to fall back to                   as the one in front
+    memory     documents, as long as the process lives                 a microsecond
+    journaled  tree, memory tier and journal, as a mount has them      tens of microseconds
+    git        objects, a commit and a ref, durable                    milliseconds
+    hybrid     one in front, the other to fall back to                 as the one in front
 
 A document is bytes under a path. The interface is small on purpose: whoever writes another backend
 writes one class with these methods, adds it to the list in tests/unit/test_backends.py, and has

@@ -26,13 +26,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from caiafs.journal.aio import Flusher
+
 SECTOR = 512
 
 
 class Call(NamedTuple):
     """One call: its kind, the inode it is about, and what it did. A new inode is a call of its own."""
 
-    kind: str  # new write truncate sync name mode
+    kind: str  # new write truncate sync flush flushed name mode
     ino: int
     offset: int = 0
     data: bytes = b""
@@ -43,7 +45,7 @@ class Call(NamedTuple):
 class Inode:
     """A file or directory: as it is, and as the platter has it for certain."""
 
-    __slots__ = ("calls", "data", "entries", "folder", "mode", "past", "sure", "sure_entries")
+    __slots__ = ("calls", "data", "entries", "flushing", "folder", "mode", "past", "sure", "sure_entries")
 
     def __init__(self, folder: bool, mode: int = 0o600) -> None:
         self.folder = folder
@@ -51,6 +53,7 @@ class Inode:
         self.data = bytearray()
         self.sure = b""
         self.calls: list[Call] = []  # on the data, since the last sync
+        self.flushing = b"", 0  # the data, and how many calls on it, when an asynchronous flush began
         self.entries: dict[str, int] = {}
         self.sure_entries: dict[str, int] = {}
         self.past: dict[str, list[int | None]] = {}  # states of a name since the last sync
@@ -80,6 +83,11 @@ class Platter:
         elif call.kind == "sync":
             inode.sure, inode.calls = bytes(inode.data), []
             inode.sure_entries, inode.past = dict(inode.entries), {}
+        elif call.kind == "flush":
+            inode.flushing = bytes(inode.data), len(inode.calls)
+        elif call.kind == "flushed":  # what came while it ran may be on the platter or not
+            inode.sure, before = inode.flushing
+            inode.calls = inode.calls[before:]
         elif call.kind == "name":
             states = inode.past.setdefault(call.name, [])
             if call.target is None:
@@ -223,6 +231,7 @@ class Recorder:
         self.writes = 0
         self._lock = threading.RLock()
         self._fds: dict[int, tuple[int, bool]] = {}  # fd -> inode number, O_APPEND
+        self._flushing: dict[Flusher, int] = {}
         self.origin = scan(self.base)
         self._platter = scan(self.base)
         self._next = len(self._platter.inodes)
@@ -276,6 +285,8 @@ class Recorder:
         ):  # fmt: skip
             self._patch(os, name, getattr(self, f"_{name}"))
         self._patch(builtins, "open", self._builtin_open)
+        self._patch(Flusher, "start", self._flush)
+        self._patch(Flusher, "finish", self._flushed)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -379,6 +390,17 @@ class Recorder:
             self._note(Call("sync", self._fds[fd][0]))
 
     _fdatasync = _fsync
+
+    def _flush(self, plain: Any, flusher: Flusher, fd: int) -> None:
+        plain(flusher, fd)
+        if fd in self._fds:
+            self._flushing[flusher] = self._fds[fd][0]
+            self._note(Call("flush", self._fds[fd][0]))
+
+    def _flushed(self, plain: Any, flusher: Flusher) -> None:
+        plain(flusher)
+        if flusher in self._flushing:
+            self._note(Call("flushed", self._flushing.pop(flusher)))
 
     def _rename(self, plain: Any, old: Any, new: Any, **kwargs: Any) -> None:
         source = self._place(old, kwargs.get("src_dir_fd"))

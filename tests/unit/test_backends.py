@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from test_store_support import git as run_git
 from caiafs.backends import Backend, walk
 from caiafs.backends.git import GitBackend
 from caiafs.backends.hybrid import HybridBackend
+from caiafs.backends.journaled import JournaledBackend
 from caiafs.backends.memory import MemoryBackend
 from caiafs.errors import FSError
 from caiafs.journal import Journal
@@ -33,7 +35,7 @@ def in_memory(base: Path) -> Backend:
 def in_memory_with_a_journal(base: Path) -> Backend:
     place = base / "journal"
     place.mkdir(exist_ok=True)
-    return MemoryBackend(limit=1 << 20, journal=Journal(str(place)))
+    return JournaledBackend(Journal(str(place)), limit=1 << 20)
 
 
 def in_git(base: Path) -> Backend:
@@ -107,10 +109,24 @@ def test_what_is_not_there_or_cannot_be(backend: Backend) -> None:
     refuses(errno.ENOTDIR, lambda: backend.get(b"file/below"))
     refuses(errno.EISDIR, lambda: backend.store(b"folder", b"x"))
     refuses(errno.ENOTDIR, lambda: backend.store(b"file/below", b"x"))
-    for path in (b"", b"/a", b"a/", b"a//b", b"../a", b"a/./b", b"a\0b"):
+    for path in (
+        b"",
+        b"/",
+        b"/a",
+        b"a/",
+        b"a//b",
+        b"//b",
+        b"../a",
+        b"a/./b",
+        b"a\0b",
+        b"a\0b/c",
+        b"folder/..",
+    ):
         refuses(errno.EINVAL, lambda path=path: backend.store(path, b"x"))  # type: ignore[misc]
     refuses(errno.ENAMETOOLONG, lambda: backend.store(b"x" * 256, b"x"))
-    assert sorted(walk(backend)) == [b"file", b"folder/file"]
+    refuses(errno.ENAMETOOLONG, lambda: backend.store(b"new/" + b"x" * 256 + b"/a", b"x"))
+    backend.store(b"x" * 255, b"x")
+    assert sorted(walk(backend)) == [b"file", b"folder/file", b"x" * 255]
 
 
 @pytest.mark.parametrize("theirs", [in_memory, in_git], ids=["memory", "git"])
@@ -173,9 +189,29 @@ def test_memory_evicts_to_its_journal_and_is_full_without_one(tmp_path: Path) ->
     assert alone.list() == [b"a"], "nothing half done"
 
 
+def test_memory_counts_at_least_what_documents_take() -> None:
+    backend = MemoryBackend(limit=1 << 20)
+
+    def fill() -> None:
+        for number in range(1 << 20):
+            backend.store(b"%d/%d/document" % (number % 7, number), b"%d" % number)
+
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        refuses(errno.ENOSPC, fill)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (1 << 19) < after - before < 1 << 20
+    figures = backend.statistics()
+    backend.store(b"0/0/document", b"")
+    assert backend.statistics()["held_bytes"] < figures["held_bytes"] <= 1 << 20
+
+
 def test_a_memory_that_cannot_journal_keeps_nothing(tmp_path: Path) -> None:
     disk = FailingDisk()
-    backend = MemoryBackend(journal=Journal(str(tmp_path), disk))
+    backend = JournaledBackend(Journal(str(tmp_path), disk))
     backend.store(b"a", b"x")
     disk.fail("writev", errno.ENOSPC, times=None)
     refuses(errno.ENOSPC, lambda: backend.store(b"a", b"y"))
