@@ -33,6 +33,8 @@ class BlobReader(Protocol):
 
     size: int
 
+    @property
+    def spooled(self) -> int: ...
     def read(self, offset: int, length: int) -> bytes: ...
     def close(self) -> None: ...
 
@@ -163,7 +165,7 @@ class Contents:
         self._readers.move_to_end(oid)
         if reader.size != size:
             raise _lies(oid, size, reader.size)
-        return bytes(await self._ask(reader.read, offset, length, patient=True))
+        return bytes(await self._ask(reader.read, offset, length, progress=lambda: reader.spooled))
 
     def close(self) -> None:
         """Close the readers of large blobs."""

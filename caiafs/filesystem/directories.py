@@ -84,14 +84,18 @@ class Directories:
     # ---- git, in threads
 
     async def ask(
-        self, function: Callable[..., Any], *arguments: Any, operation: str = "get", patient: bool = False
-    ) -> Any:
+        self, function: Callable[..., Any], *arguments: Any, operation: str = "get",
+        progress: Callable[[], int] | None = None,
+    ) -> Any:  # fmt: skip
         """The store's answer. Raises FSError: ETIMEDOUT past `operation_timeout`, EIO for damage.
 
-        A *patient* call may take as long as it needs: it moves a large amount of data.
+        A call that moves a large amount of data may take longer: as long as *progress* counts on.
         """
-        timeout = float("inf") if patient else self.config.operation_timeout
-        with self.metrics.timed("git", operation), trio.move_on_after(timeout):
+        timeout = self.config.operation_timeout
+        ended = trio.Event()
+        with self.metrics.timed("git", operation), trio.move_on_after(timeout) as scope:
+            if progress is not None:
+                trio.lowlevel.spawn_system_task(self._extend, scope, timeout, progress, ended)
             try:
                 return await trio.to_thread.run_sync(
                     partial(function, *arguments), abandon_on_cancel=True, limiter=self._threads
@@ -103,9 +107,24 @@ class Directories:
                 raise FSError(errno.EIO, str(error)) from error
             except OSError as error:
                 raise FSError(error.errno or errno.EIO, str(error)) from error
+            finally:
+                ended.set()
         slow = f"git did not answer within {timeout:g} s"
         self.health.git.slow(slow)
         raise FSError(errno.ETIMEDOUT, slow)
+
+    @staticmethod
+    async def _extend(
+        scope: trio.CancelScope, timeout: float, progress: Callable[[], int], ended: trio.Event
+    ) -> None:
+        """Put the deadline off for as long as there is progress, until the call *ended*."""
+        before = progress()
+        while not (ended.is_set() or scope.cancel_called):
+            with trio.move_on_after(timeout / 2):
+                await ended.wait()
+            now = progress()
+            if now != before:
+                before, scope.deadline = now, trio.current_time() + timeout
 
     async def children(self, directory: Directory) -> dict[bytes, Node]:
         """The entries of *directory*, loaded if they were not."""
