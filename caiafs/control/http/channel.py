@@ -1,7 +1,7 @@
 """What the daemon and its HTTP server say to each other: a line of JSON, and bytes if it says so.
 
-    → {"id": 7, "get": "stats.json"}
-    ← {"id": 7, "size": 1423}, followed by 1423 bytes
+    → {"id": 7, "get": ["health", "stats"]}
+    ← {"id": 7, "size": 1423}, followed by 1423 bytes: a pickled dict of pickled values
     or {"id": 7, "error": "…"}
 
 Both ends are trio tasks in processes that trust each other. One task receives; any may send.

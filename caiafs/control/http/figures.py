@@ -1,8 +1,8 @@
 """What the HTTP server knows of its mount: asked for when somebody wants it, and shared.
 
 An answer is never older than the request it is for: the daemon looks after the request came. But
-requests that come within SHARE seconds of the look before wait for the next one together. So the
-daemon tells each of its sources at most 1/SHARE times a second, whatever is asked of the
+requests that come within SHARE seconds of the look before wait for the next one together, whatever
+they ask for. So the daemon is disturbed at most 1/SHARE times a second, whatever is asked of the
 server, and a request that comes alone does not wait at all.
 
 The daemon sends values; the text is made here, by the functions that make the files under `.stats`.
@@ -23,8 +23,9 @@ from caiafs.control.http.channel import Channel
 from caiafs.metrics import Metrics
 from caiafs.virtual import render_json
 
-SHARE = 0.05
-"""Seconds between two looks at one source."""
+SHARE = 0.1
+"""Seconds between two looks. A look disturbs whichever request the daemon has just then: ten in a second are
+less than a hundredth of what it does, so that its p99 does not show them."""
 PATIENCE = 5.0
 """Seconds for which the daemon is waited for. One that does not answer by then is stuck."""
 
@@ -33,6 +34,7 @@ class Unavailable(Exception):
     """The daemon did not answer; the text says why, for the one who asked."""
 
 
+_ENDING = {"error": "the mount is ending"}
 RENDERERS: Mapping[str, tuple[str, Callable[[Any], bytes]]] = {
     "health.json": ("health", render_json),
     "stats.json": ("stats", render_json),
@@ -48,14 +50,27 @@ class _Answer:
     """What one question led to; waited for by all who share it."""
 
     def __init__(self) -> None:
+        self.sources: set[str] = set()
         self.done = trio.Event()
-        self.body = b""
         self.error: str | None = None
-        self.rendered: dict[str, bytes] = {}
+        self.errors: Mapping[str, str] = {}
+        self._values: Mapping[str, bytes] = {}
+        self._rendered: dict[str, bytes] = {}
 
-    def settle(self, body: bytes, error: str | None) -> None:
-        self.body, self.error = body, error
+    def settle(self, body: bytes, message: Mapping[str, Any]) -> None:
+        self.error, self.errors = message.get("error"), message.get("errors", {})
+        if body:
+            self._values = pickle.loads(body)
         self.done.set()
+
+    def file(self, name: str) -> bytes:
+        """The file *name*, made once for all. Raises Unavailable."""
+        source, render = RENDERERS[name]
+        if source in self.errors:
+            raise Unavailable(self.errors[source])
+        if name not in self._rendered:
+            self._rendered[name] = render(pickle.loads(self._values[source]))
+        return self._rendered[name]
 
 
 class _Turn:
@@ -77,9 +92,9 @@ class Figures:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._asked: dict[int, _Answer] = {}
-        self._upcoming: dict[str, _Answer] = {}
-        self._looking: dict[str, _Answer] = {}
-        self._asked_at: dict[str, float] = {}
+        self._upcoming: _Answer | None = None
+        self._looking: _Answer | None = None
+        self._asked_at = -math.inf
         self._turns: dict[str, _Turn] = {}
         self._made_at: dict[str, float] = {}
         self._making: dict[str, trio.Lock] = {}
@@ -97,29 +112,32 @@ class Figures:
                     message, body = received
                     answer = self._asked.pop(message.get("id", 0), None)
                     if answer is not None:
-                        answer.settle(body, message.get("error"))
+                        answer.settle(body, message)
                 nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
             self.ended.set()
-            for left in (*self._asked.values(), *self._upcoming.values()):
-                left.settle(b"", "the mount is ending")
+            for left in (*self._asked.values(), *([self._upcoming] if self._upcoming else [])):
+                left.settle(b"", _ENDING)
             for turn in self._turns.values():
                 turn.end(Unavailable("the mount is ending"))
 
     async def get(self, name: str) -> bytes:
         """The file *name* (one of RENDERERS) as it is now. Raises Unavailable."""
-        source, render = RENDERERS[name]
-        answer = self._upcoming.get(source)
+        (found,) = await self.together(name)
+        return found
+
+    async def together(self, *names: str) -> list[bytes]:
+        """These files, all of one moment. Raises Unavailable."""
+        answer = self._upcoming
         if answer is None:
             if self._nursery is None:
                 raise Unavailable("the mount is ending")
-            answer = self._upcoming[source] = _Answer()
-            self._nursery.start_soon(self._look, source, answer)
+            answer = self._upcoming = _Answer()
+            self._nursery.start_soon(self._look, answer)
+        answer.sources.update(RENDERERS[name][0] for name in names)
         await self._wait(answer)
-        if name not in answer.rendered:
-            answer.rendered[name] = render(pickle.loads(answer.body))
-        return answer.rendered[name]
+        return [answer.file(name) for name in names]
 
     async def shared(self, name: str, make: Callable[[], Awaitable[bytes]]) -> bytes:
         """What *make* makes, under the rules that looks have: never older than the request, at most
@@ -155,15 +173,13 @@ class Figures:
         self._nursery.start_soon(self._ask, {"clear": "metrics"}, answer)
         await self._wait(answer)
 
-    async def _look(self, source: str, answer: _Answer) -> None:
-        before = self._looking.get(source)
-        if before is not None:
-            await before.done.wait()  # a daemon that is stuck is asked once, not a thousand times
-        await trio.sleep_until(self._asked_at.get(source, -math.inf) + SHARE)
-        self._asked_at[source] = trio.current_time()
-        self._looking[source] = answer
-        del self._upcoming[source]  # from here on, who comes wants something newer
-        await self._ask({"get": source}, answer)
+    async def _look(self, answer: _Answer) -> None:
+        if self._looking is not None:
+            await self._looking.done.wait()  # a daemon that is stuck is asked once, not a thousand times
+        await trio.sleep_until(self._asked_at + SHARE)
+        self._asked_at = trio.current_time()
+        self._looking, self._upcoming = answer, None  # from here on, who comes wants something newer
+        await self._ask({"get": sorted(answer.sources)}, answer)
 
     async def _ask(self, question: dict[str, Any], answer: _Answer) -> None:
         self._number += 1
@@ -173,7 +189,7 @@ class Figures:
             await self._channel.send({"id": number, **question})
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._asked.pop(number, None)
-            answer.settle(b"", "the mount is ending")
+            answer.settle(b"", _ENDING)
 
     async def _wait(self, answer: _Answer) -> None:
         with trio.move_on_after(PATIENCE):

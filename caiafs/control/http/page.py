@@ -53,16 +53,14 @@ Latest = Callable[[int], Awaitable[list[dict[str, Any]]]]
 
 async def make(figures: Figures, latest: Latest, version: str) -> bytes:
     """The page with the figures of now. Raises Unavailable."""
-    health, stats, config = [
-        json.loads(await figures.get(name)) for name in ("health.json", "stats.json", "config.json")
-    ]
-    samples = Samples((await figures.get("caiafs.prom")).decode())
+    *documents, text = await figures.together("health.json", "stats.json", "config.json", "caiafs.prom")
+    health, stats, config = map(json.loads, documents)
+    samples = Samples(text.decode())
     try:
         commits, trouble = await latest(COMMITS), ""
     except CaiafsError as error:
         commits, trouble = [], str(error)
-    text = render(health, stats["storage_stats"], config, samples, commits, trouble, version)
-    return text.encode()
+    return render(health, stats["storage_stats"], config, samples, commits, trouble, version).encode()
 
 
 def render(

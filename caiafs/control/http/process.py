@@ -53,6 +53,9 @@ class Sources(NamedTuple):
     clear: Callable[[], None]
 
 
+SOURCES = frozenset(Sources._fields) - {"clear"}
+
+
 class ServerGone(MountError):
     """The server's process ended, or never served; the text says why, as far as it is known."""
 
@@ -163,24 +166,35 @@ class HttpServer:
             while (received := await channel.receive()) is not None:
                 message, _ = received
                 if "id" in message:
-                    error, body = self._do(message)
-                    await channel.send({"id": message["id"], **({"error": error} if error else {})}, body)
+                    answer, body = self._do(message)
+                    await channel.send({"id": message["id"], **answer}, body)
                 else:
                     self._pass_on(message)
 
-    def _do(self, message: dict[str, Any]) -> tuple[str | None, bytes | None]:
-        name = message.get("get")
+    def _do(self, message: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+        """Clear the metrics, or tell the values of some sources: pickled one by one, then together."""
+        names = message.get("get")
+        if message.get("clear") == "metrics":
+            return self._clear(), None
+        if not isinstance(names, list) or not {str(name) for name in names} <= SOURCES:
+            return {"error": "the daemon does not know what it was asked"}, None
+        values, errors = {}, {}
+        for name in names:
+            try:
+                values[name] = pickle.dumps(getattr(self._sources, name)(), pickle.HIGHEST_PROTOCOL)
+            except Exception:
+                # One figure that cannot be told must not cost the others, nor the server, nor the mount.
+                log.exception("HTTP could not be told of %s", name)
+                errors[name] = f"{name} could not be told; the daemon's log has the details"
+        return ({"errors": errors} if errors else {}), pickle.dumps(values, pickle.HIGHEST_PROTOCOL)
+
+    def _clear(self) -> dict[str, Any]:
         try:
-            if name in Sources._fields and name != "clear":
-                return None, pickle.dumps(getattr(self._sources, name)(), pickle.HIGHEST_PROTOCOL)
-            if "clear" in message:
-                self._sources.clear()
-                return None, None
+            self._sources.clear()
         except Exception:
-            # One figure that cannot be told must not cost the server, nor the mount.
-            log.exception("HTTP could not be told of %s", name or "clear")
-            return f"{name} could not be told; the daemon's log has the details", None
-        return f"the daemon knows nothing called {name}", None
+            log.exception("metrics could not be cleared for HTTP")
+            return {"error": "metrics could not be cleared; the daemon's log has the details"}
+        return {}
 
     def _pass_on(self, message: dict[str, Any]) -> None:
         if "log" in message:
