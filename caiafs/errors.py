@@ -17,6 +17,11 @@ class CaiafsError(Exception):
     errno: int = errno.EIO
     exit_code: int = 1
 
+    def __init__(self, message: str = "", code: int | None = None) -> None:
+        super().__init__(message)
+        if code:
+            self.errno = code
+
 
 class FSError(CaiafsError):
     """One filesystem call failed with *errno*; nothing was changed."""
@@ -55,10 +60,6 @@ class BranchLocked(MountError):
 
 class JournalError(CaiafsError):
     """The journal cannot keep a record: disk full, read-only, or an I/O error."""
-
-    def __init__(self, message: str, code: int = errno.EIO) -> None:
-        super().__init__(message)
-        self.errno = code
 
 
 class JournalDamaged(CaiafsError):

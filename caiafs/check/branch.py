@@ -15,10 +15,10 @@ from ..errors import CaiafsError, FormatNewer, StoreError
 from ..filesystem.loader import SideState, read_side
 from ..records import WRITE_DATA, Committed, Name, Record, Synced, Write
 from ..records.side import side_ref
-from ..store import Store
+from ..store import Store, show
 from .names import Names, subjects
 from .replay import Misfit, Recovered, play
-from .report import Findings, Progress, several, show, silent
+from .report import Findings, Progress, several, silent
 from .scan import Damage, Scan, Segment, guess, look, read_stretches
 from .walk import BACK, Walk
 

@@ -7,8 +7,9 @@ those that are lost leave holes, so every answer is a guess, and good enough for
 from __future__ import annotations
 
 from ..records import Adopt, Create, Link, Name, Record, Remove, Rename, SetAttr, SetXattr, Write
+from ..store import show
 from ..tree import ROOT_INO, Tree
-from .report import several, show
+from .report import several
 
 
 class Names:

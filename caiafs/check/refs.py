@@ -12,6 +12,7 @@ import os
 import re
 
 from ..errors import RefLocked, StoreError
+from ..store.disk import fsync_dir
 
 _LINE = re.compile(rb"^([0-9a-f]{40}) (refs/[^\r\n]+)", re.MULTILINE)
 
@@ -41,7 +42,7 @@ def remove(git_dir: str, name: bytes) -> None:
             _remove_packed(packed, name)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            _sync(os.path.dirname(path))
+            fsync_dir(os.path.dirname(path))
         except OSError as error:
             raise StoreError(f"cannot remove ref {os.fsdecode(name)}: {error.strerror}") from error
 
@@ -66,7 +67,7 @@ def _remove_packed(packed: str, name: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(packed + ".lock", packed)
-    _sync(os.path.dirname(packed))
+    fsync_dir(os.path.dirname(packed))
 
 
 def _lock(path: str) -> str:
@@ -82,11 +83,3 @@ def _lock(path: str) -> str:
 def _unlink(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..store import show
+
 SHOWN = 100
 
 Progress = Callable[[int, int, str], None]
@@ -92,20 +94,6 @@ class Where:
 
     def __str__(self) -> str:
         return show(self.path()) if self.parent is not None else "the root directory"
-
-
-def show(path: bytes) -> str:
-    """A path for a person: as it is if it is plain UTF-8, else quoted as git quotes it."""
-    try:
-        text = path.decode("utf-8")
-    except UnicodeDecodeError:
-        text = ""
-    if text and text.isprintable():
-        return text
-    quoted = "".join(
-        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in path
-    )
-    return f'"{quoted}"'
 
 
 def several(count: int, one: str, many: str = "") -> str:

@@ -28,11 +28,12 @@ from ..store import (
     TreeEntry,
     encode_commit,
     encode_tree,
+    show,
     valid_identity,
 )
 from .branch import LOST_AND_FOUND, is_change
 from .names import Names
-from .report import several, show
+from .report import several
 from .scan import Segment, read_stretches, view
 from .walk import Orphan
 

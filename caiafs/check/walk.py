@@ -23,9 +23,9 @@ from ..records.side import (
     quote_name,
     unquote_name,
 )
-from ..store import DIRECTORY, GITLINK, NAME_MAX, Store, TreeEntry
+from ..store import DIRECTORY, GITLINK, NAME_MAX, Store, TreeEntry, show
 from ..tree import ROOT_INO
-from .report import Findings, Progress, Where, several, show, silent
+from .report import Findings, Progress, Where, several, silent
 
 OBJECTS, SIDE = "objects", "side ref"
 READING = "reading objects"

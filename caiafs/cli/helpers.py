@@ -67,7 +67,7 @@ def umount(words: Sequence[str]) -> int:
     os.chdir("/")
     mounted = mount_at(places[0])
     if mounted is None or not mounted.is_caiafs:
-        raise _failed(f"{places[0]} is no mount of caiafs", errno.EINVAL)
+        raise MountError(f"{places[0]} is no mount of caiafs", errno.EINVAL)
     at_once = "-l" in given or "-f" in given
     daemon, state_dir = (None, "") if at_once else _drain(mounted)
     try:
@@ -136,7 +136,7 @@ def _remount(mountpoint: str, wanted: Remount) -> int:
     """Other flags for the kernel, other settings for the daemon; both or none where that is possible."""
     mounted = mount_at(mountpoint)
     if mounted is None or not mounted.is_caiafs:
-        raise _failed(f"{mountpoint} is no mount of caiafs", errno.EINVAL)
+        raise MountError(f"{mountpoint} is no mount of caiafs", errno.EINVAL)
     state_dir = locate(mountpoint).state_dir
     request: dict[str, object] = {"words": [list(word) for word in wanted.settings]}
     if wanted.ro is False:
@@ -152,7 +152,7 @@ def _remount(mountpoint: str, wanted: Remount) -> int:
             raise mounting.busy_with(
                 mounted, "cannot become read-only: files in it are open for writing"
             ) from None
-        raise _failed(f"cannot remount {mountpoint}: {problem.strerror}", problem.errno) from None
+        raise MountError(f"cannot remount {mountpoint}: {problem.strerror}", problem.errno) from None
     if wanted.ro:
         # The kernel lets no writer in any more; the daemon commits what there is, and refuses, too.
         call_socket(state_dir, "remount", {"ro": True}, DRAIN_TIMEOUT)
@@ -173,16 +173,12 @@ def _enter_namespace(name: str) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as problem:
-        raise _failed(f"cannot open the mount namespace {path}: {problem.strerror}", problem.errno) from None
+        raise MountError(
+            f"cannot open the mount namespace {path}: {problem.strerror}", problem.errno
+        ) from None
     try:
         if ctypes.CDLL(None, use_errno=True).setns(fd, clone_newns) != 0:
             code = ctypes.get_errno()
-            raise _failed(f"cannot enter the mount namespace {path}: {os.strerror(code)}", code)
+            raise MountError(f"cannot enter the mount namespace {path}: {os.strerror(code)}", code)
     finally:
         os.close(fd)
-
-
-def _failed(message: str, code: int | None) -> MountError:
-    problem = MountError(message)
-    problem.errno = code or errno.EIO
-    return problem

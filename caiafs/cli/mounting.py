@@ -97,8 +97,8 @@ def umount(arguments: argparse.Namespace) -> int:
         if problem.errno == errno.ENOTCONN:
             return _clear(mounted)
         if problem.errno in (errno.EACCES, errno.EPERM):
-            raise _failed(str(problem), problem.errno) from None
-        raise _failed(
+            raise MountError(str(problem), problem.errno) from None
+        raise MountError(
             f"{problem}\n{mounted.mountpoint} stays mounted, and its journal keeps everything. To unmount "
             f"without the commit: `{'umount' if os.geteuid() == 0 else 'fusermount3 -u'} {quoted}`; "
             f"the next mount goes on where this one ends",
@@ -109,7 +109,7 @@ def umount(arguments: argparse.Namespace) -> int:
     except OSError as problem:
         raise not_unmounted(mounted, problem) from None
     if daemon is not None and not ends(daemon, location.state_dir, timeout):
-        raise _failed(
+        raise MountError(
             f"{mounted.mountpoint} is unmounted, but its daemon (process {location.pid}) is still at work "
             f"after {timeout:g} s: it ends by itself, and until then the branch cannot be mounted again",
             errno.ETIMEDOUT,
@@ -147,7 +147,7 @@ def _ask_to_leave(state_dir: str, timeout: float) -> None:
     except ControlError as problem:
         if problem.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET):
             return  # it is on its way out already
-        raise _failed(str(problem), problem.errno) from None
+        raise MountError(str(problem), problem.errno) from None
 
 
 def holders(mountpoint: str) -> list[tuple[int, str, str]]:
@@ -171,16 +171,18 @@ def _mounted_at(path: str) -> Mount:
         return mounted
     if mounted is not None:
         quoted = shlex.quote(mounted.mountpoint)
-        raise _failed(
+        raise MountError(
             f"{path} is a mount of {mounted.fstype}, not of caiafs: use `umount {quoted}`", errno.EINVAL
         )
     around = mount_of(path)
     if around is not None and around.is_caiafs:
-        raise _failed(f"{path} is no mountpoint; it lies in the mount at {around.mountpoint}", errno.EINVAL)
+        raise MountError(
+            f"{path} is no mountpoint; it lies in the mount at {around.mountpoint}", errno.EINVAL
+        )
     if not os.path.lexists(absolute):
-        raise _failed(f"{path} does not exist", errno.ENOENT)
+        raise MountError(f"{path} does not exist", errno.ENOENT)
     places = sorted({each.mountpoint for each in mount_table() if each.is_caiafs})
-    raise _failed(
+    raise MountError(
         f"{path} is not mounted; "
         + (f"mounted are: {', '.join(places)}" if places else "nothing of caiafs is"),
         errno.EINVAL,
@@ -203,14 +205,14 @@ def _clear(mounted: Mount) -> int:
 def not_unmounted(mounted: Mount, problem: OSError) -> MountError:
     quoted = shlex.quote(mounted.mountpoint)
     if problem.errno != errno.EBUSY:
-        return _failed(f"cannot unmount {mounted.mountpoint}: {problem.strerror}", problem.errno)
+        return MountError(f"cannot unmount {mounted.mountpoint}: {problem.strerror}", problem.errno)
     inner = [
         each.mountpoint
         for each in mount_table()
         if is_within(each.mountpoint, mounted.mountpoint) and each.mountpoint != mounted.mountpoint
     ]
     if inner:
-        return _failed(
+        return MountError(
             f"{mounted.mountpoint} is busy: unmount first what is mounted in it: {', '.join(inner)}",
             errno.EBUSY,
         )
@@ -227,7 +229,7 @@ def busy_with(mounted: Mount, what: str, way_out: str = "") -> MountError:
         f"  process {pid} ({program}): {used}" for pid, program, used in holders(mounted.mountpoint)[:10]
     ]
     said = "\n".join(using) or "  (by processes of other users; as root, this command names them)"
-    return _failed(
+    return MountError(
         f"{mounted.mountpoint} is busy; {what}. It is used by\n{said}\nEnd those and try again{way_out}",
         errno.EBUSY,
     )
@@ -282,9 +284,3 @@ def ends(process: int, state_dir: str, timeout: float) -> bool:
         return bool(select.select([process], [], [], timeout)[0])
     finally:
         os.close(process)
-
-
-def _failed(message: str, code: int | None) -> MountError:
-    problem = MountError(message)
-    problem.errno = code or errno.EIO
-    return problem

@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         done = [_remove(item) if arguments.remove else _write(item) for item in items]
     except PermissionError as problem:
-        raise _failed(
+        raise CaiafsError(
             f"cannot write {problem.filename}: {problem.strerror}; as root, or with --user for yourself",
             problem.errno,
         ) from None
     except OSError as problem:
-        raise _failed(f"cannot write {problem.filename}: {problem.strerror}", problem.errno) from None
+        raise CaiafsError(f"cannot write {problem.filename}: {problem.strerror}", problem.errno) from None
     if arguments.remove:
         _remove_directories(items)
     if root == "/" and any(changed for changed, _ in done):
@@ -242,9 +242,3 @@ def _say_how_on(user: bool) -> None:
         f"now copy {place}/example.toml to {place}/NAME.toml, say in it what is mounted where, and run\n"
         f"  {'systemctl --user' if user else 'systemctl'} enable --now caiafs@NAME"
     )
-
-
-def _failed(message: str, code: int | None) -> CaiafsError:
-    problem = CaiafsError(message)
-    problem.errno = code or errno.EIO
-    return problem

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..store import show
+
 LISTED = 200
 """So many paths are named in the body; the rest are counted."""
 SUBJECT = 72
@@ -96,20 +98,6 @@ def compose(changes: list[PathChange], asked: str | None, outside: str | None, n
     if lines and not asked and (len(lines) > 1 or notes or outside):
         parts.append(body(lines))
     return ("\n\n".join(parts) + "\n").encode("utf-8", "replace")
-
-
-def show(path: bytes) -> str:
-    """A path for a person: as it is if it is plain UTF-8, else quoted as git quotes it."""
-    try:
-        text = path.decode("utf-8")
-    except UnicodeDecodeError:
-        text = ""
-    if text and text.isprintable():
-        return text
-    quoted = "".join(
-        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in path
-    )
-    return f'"{quoted}"'
 
 
 def _shortened(path: bytes) -> str:

@@ -13,18 +13,16 @@ between the two, the next one finds in the side ref what the branch was to becom
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import pickle
 import select
-import signal
 import struct
-import sys
 import time
 import traceback
 from typing import Any, NamedTuple
 
+from .. import child
 from ..errors import CaiafsError, ObjectCorrupt, RefLocked, StoreError
 from ..journal import Reader, Volatile
 from ..records import BadRecord
@@ -39,7 +37,6 @@ POLL = 0.5
 """Seconds between looks at the branch while there is nothing to do."""
 ALIVE = 0.25
 """Seconds between signs of life while a batch is worked on, which also say how far it is."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Place(NamedTuple):
@@ -329,16 +326,7 @@ _EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
 def main() -> None:
     """Serve the daemon that started this process, and end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the daemon decides when its worker stops
-    daemon = int(sys.argv[1])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != daemon:
+    if not child.begin():
         return
-    with contextlib.suppress(OSError):
-        os.nice(10)
-    inlet, outlet = os.dup(0), os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError):
-        Worker(inlet, outlet).run()
+        Worker(*child.take_standard_streams()).run()

@@ -31,8 +31,7 @@ class ControlError(CaiafsError):
     """The daemon of a mount could not be asked, or answered that it failed."""
 
     def __init__(self, message: str, code: int = errno.EIO, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.errno = code
+        super().__init__(message, code)
         self.exit_code = exit_code
 
 

@@ -34,6 +34,7 @@ from caiafs.store.layout import Layout, create_bare
 from caiafs.store.names import (
     CONTENT_CHECK_LIMIT,
     needs_content_check,
+    show,
     storable_content,
     storable_entry,
     storable_name,
@@ -95,6 +96,7 @@ __all__ = [
     "graft_unfit",
     "needs_content_check",
     "patch_tree",
+    "show",
     "storable_content",
     "storable_entry",
     "storable_name",

@@ -217,3 +217,17 @@ def _module_url_is_fine(url: bytes) -> bool:
         rest = re.sub(rb"\A(?:\.{1,2}/)+", b"", url)
         return not rest.startswith((b":", b"/"))
     return True
+
+
+def show(path: bytes) -> str:
+    """A path for a person: as it is if it is plain UTF-8, else quoted as git quotes it."""
+    try:
+        text = path.decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if text and text.isprintable():
+        return text
+    quoted = "".join(
+        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in path
+    )
+    return f'"{quoted}"'

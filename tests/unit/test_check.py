@@ -618,7 +618,8 @@ def test_damaged_header_is_written_again(lab: Lab, at: int) -> None:
     assert lab.mounts().read("one") == b"first"
 
 
-def test_newer_format_is_left_alone(lab: Lab) -> None:
+def newer_segment(lab: Lab) -> Path:
+    """A journal's only segment, as a later version writes it."""
     session = filled(lab)
     session.write("one", b"first")
     lab.end()
@@ -627,6 +628,11 @@ def test_newer_format_is_left_alone(lab: Lab) -> None:
     data[7:8] = b"2"
     data[40:44] = b"odd!"
     segment.write_bytes(data)
+    return segment
+
+
+def test_newer_format_is_left_alone(lab: Lab) -> None:
+    segment = newer_segment(lab)
     before = segment.read_bytes()
     result = lab.check()
     assert result.code == 1
@@ -1178,14 +1184,8 @@ def test_a_newer_record_is_neither_cut_off_nor_mended(lab: Lab) -> None:
 
 
 def test_a_newer_segment_stops_the_mount(lab: Lab) -> None:
-    session = filled(lab)
-    session.write("one", b"first")
-    lab.end()
-    (segment,) = lab.segments()
-    data = bytearray(segment.read_bytes())
-    data[7:8] = b"2"
-    data[40:44] = b"odd!"
-    segment.write_bytes(data)
+    segment = newer_segment(lab)
+    data = segment.read_bytes()
     with pytest.raises(JournalDamaged, match="a newer caiafs wrote it"):
         lab.mounts()
     assert segment.read_bytes() == data

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caiafs.committer.message import LISTED, SUBJECT, Line, PathChange, compose, lines_of, show, subject
+from caiafs.committer.message import LISTED, SUBJECT, Line, PathChange, compose, lines_of, subject
+from caiafs.store import show
 
 A = (0o100644, b"a" * 20)
 B = (0o100644, b"b" * 20)

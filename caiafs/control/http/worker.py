@@ -7,45 +7,33 @@ of the repository; of the mount it knows what the daemon tells it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
-import signal
 import socket
-import sys
 from functools import partial
 from typing import Any, cast
 
 import trio
 
+from caiafs import child
 from caiafs.config import parse_http
 from caiafs.control.http.channel import Channel
 from caiafs.control.http.figures import Figures
 from caiafs.errors import CaiafsError
 
-NICE = 10
 MAX_DESCRIPTORS = 512
 """Connections beyond these wait in the kernel's queue until others end."""
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve for the daemon that started this process, and end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the daemon decides when its server stops
-    daemon = int(sys.argv[1])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != daemon:
+    if not child.begin():
         return
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fewer = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, fewer), hard))
-    pipe = os.dup(0)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+    pipe, _ = child.take_standard_streams()
     trio.run(serve, socket.socket(fileno=pipe))
 
 
