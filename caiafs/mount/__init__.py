@@ -465,8 +465,8 @@ class Mount:
         return "; ".join(filter(None, (self.report.status_line(), self._reload_trouble)))
 
     def is_quiet(self) -> bool:
-        """Nothing is changed and nothing is wrong."""
-        return not self.fs.is_dirty and self.report.state() == "healthy"
+        """Nothing is on its way into git, and nothing is wrong."""
+        return self.report.is_quiet()
 
     async def stirred(self) -> None:
         """A change was made, or a tier's health changed."""

@@ -51,10 +51,13 @@ class Notifier:
         """The end has begun."""
         self._send(["STOPPING=1", *self._new_status(status)], must=True)
 
-    def status(self, text: str) -> None:
-        """What `systemctl status` shows; said only when it is new."""
-        if fields := self._new_status(text):
-            self._send(fields)
+    def status(self, text: str) -> bool:
+        """What `systemctl status` shows; said only when it is new. False if it could not be said now."""
+        fields = self._new_status(text)
+        if fields and not self._send(fields):
+            self._status = ""
+            return False
+        return True
 
     def failed(self, text: str, code: int) -> None:
         """Why the mount does not come up: one line, and an errno."""
@@ -81,17 +84,19 @@ class Notifier:
         self._status = text
         return [f"STATUS={text}"]
 
-    def _send(self, fields: list[str], must: bool = False) -> None:
+    def _send(self, fields: list[str], must: bool = False) -> bool:
         if self._socket is None:
-            return
+            return False
         self._socket.settimeout(PATIENCE if must else 0)
         try:
             self._socket.send("\n".join(fields).encode("utf-8", "surrogateescape"))
-            self._told_trouble = False
         except OSError as error:
             if not self._told_trouble:  # once, until it works again
                 self._told_trouble = True
                 log.warning("the service manager could not be told %s: %s", fields[0], error)
+            return False
+        self._told_trouble = False
+        return True
 
 
 def take_environment(environ: dict[str, str] | os._Environ[str]) -> dict[str, str]:

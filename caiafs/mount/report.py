@@ -108,6 +108,13 @@ class Report:
         reasons = "".join(f"; {reason}" for reason in self._fs.health.reasons)
         return f"{state}{closed}: {counted}{reasons}"
 
+    def is_quiet(self) -> bool:
+        """Git has everything and nothing is wrong: the status line stays until something happens.
+
+        What a commit took is not in git yet, though no change waits any more.
+        """
+        return not self._fs.statistics()["uncommitted_changes"] and self.state() == "healthy"
+
     # ---- figures
 
     def stats(self) -> dict[str, Any]:

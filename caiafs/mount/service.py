@@ -54,8 +54,8 @@ async def report_status(notifier: Notifier, watched: Watched) -> None:
     if not notifier.is_service:
         return
     while True:
-        notifier.status(watched.status_line())
-        if watched.is_quiet():
+        told = notifier.status(watched.status_line())
+        if told and watched.is_quiet():
             await watched.stirred()
         await trio.sleep(PAUSE)
 

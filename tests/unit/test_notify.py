@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from support.core import Core
 
 from caiafs.mount import service
 from caiafs.mount.notify import Notifier, take_environment
+from caiafs.mount.report import Report
 from caiafs.mount.service import feed_watchdog, patience, report_status
 
 
@@ -113,7 +115,10 @@ def test_a_manager_that_does_not_read_stops_nothing(
         notifier.status(str(number))
     assert time.monotonic() - started < 5
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert not notifier.status("4999"), "it was not said, so it is still to be said"
     manager.heard()
+    assert notifier.status("4999")
+    assert manager.heard() == ["STATUS=4999"]
     notifier.ready("again")
     assert manager.heard() == ["READY=1\nSTATUS=again"]
     notifier.close()
@@ -204,6 +209,24 @@ def test_status_follows_the_changes_and_rests_with_them(manager: Manager) -> Non
     in_trio_time(main)
     assert manager.heard() == ["STATUS=0 changes", "STATUS=3 changes", "STATUS=0 changes"]
     notifier.close()
+
+
+def test_a_mount_is_not_quiet_while_a_commit_is_under_way(tmp_path: Path) -> None:
+    """Its changes wait no more and are not in git yet: the status line is about to change."""
+    core = Core(tmp_path)
+    report = Report(core.config, b"main", core.state, core.fs, core.committer, core.metrics)
+    assert report.is_quiet()
+
+    async def main() -> None:
+        await core.put(b"file", b"data")
+        assert not report.is_quiet()
+        core.fs.freeze()
+        assert not core.fs.is_dirty
+        assert "not yet in git" in report.status_line()
+        assert not report.is_quiet()
+
+    core.run(main)
+    core.close()
 
 
 def test_more_time_is_asked_for_only_while_it_gets_on(manager: Manager) -> None:
