@@ -191,7 +191,7 @@ def _journal(store: Store, seen: Examined) -> None:
                 JOURNAL, f"{directory} is open to other users (mode {stat.S_IMODE(status.st_mode):o})",
                 "closes it",
             )  # fmt: skip
-        scan = seen.scan = look(directory, side.journal if side is not None else b"")
+        scan = seen.scan = look(directory, side.is_about) if side is not None else look(directory)
     except FileNotFoundError:
         if side is not None:
             findings.note(
@@ -263,7 +263,7 @@ def _position(store: Store, seen: Examined, scan: Scan) -> None:
                 "used state_dir=, give it as --state-dir",
             )
         return
-    is_same = side is not None and side.journal == scan.id
+    is_same = side is not None and (not scan.id or side.is_about(scan.id))
     start = side.position if side is not None and is_same else scan.begin
     seen.floor = max(start, scan.base)
     seen.uncommitted = _changes(scan, seen.floor)

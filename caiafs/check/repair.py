@@ -287,6 +287,7 @@ class Repair:
             self._say("the journal was left alone: a newer caiafs wrote it")
             return
         cut, keep = self._plan(seen, scan)
+        scan.id = scan.id or os.urandom(16)
         names = Names(seen.recovered.tree if seen.recovered is not None else None)
         self._salvage = Salvage(names)
         for segment in scan.segments:
@@ -323,8 +324,7 @@ class Repair:
         fd = os.open(segment.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if segment.header:
-                base = min(floor, segment.start)
-                header = Header(scan.id or os.urandom(16), segment.start, base, segment.follows)
+                header = Header(scan.id, segment.start, floor, segment.follows)
                 os.pwrite(fd, encode_header(header), 0)
                 self._say(f"{segment.name}: its header was written again")
             if limit < segment.size:

@@ -18,7 +18,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import NamedTuple
@@ -78,6 +78,8 @@ class Segment:
     """Git had all before this position when the segment was begun."""
     follows: int = 0
     """Where the bytes before it ended when it was begun; less than *start* after a torn end was cut off."""
+    damaged_id: bytes = b""
+    """Where a damaged header has the id."""
     is_newer: bool = False
     """It is of a format that this version does not know."""
     limit: int = 0
@@ -189,8 +191,8 @@ class Scan:
             expected = segment.end
 
 
-def look(directory: str, expected_id: bytes) -> Scan:
-    """Scan the state directory. *expected_id* is the journal that the side ref speaks of (b"" if none)."""
+def look(directory: str, is_expected: Callable[[bytes], bool] = lambda journal: False) -> Scan:
+    """Scan the state directory. *is_expected* tells whether the side ref speaks of a journal, by its id."""
     scan = Scan(directory)
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
@@ -207,7 +209,7 @@ def look(directory: str, expected_id: bytes) -> Scan:
             _add(scan, path, start, status)
         elif name not in OURS:
             scan.cut.append(path)
-    _sort_out(scan, expected_id)
+    _sort_out(scan, is_expected)
     starts = [segment.start for segment in scan.segments]
     for index, segment in enumerate(scan.segments):
         following = starts[index + 1] if index + 1 < len(starts) else segment.start + segment.size
@@ -253,16 +255,20 @@ def _judge_header(segment: Segment, raw: bytes) -> None:
         segment.is_newer = True
     else:
         segment.header = "its header is damaged"
+        segment.damaged_id = raw[8:24]
 
 
-def _sort_out(scan: Scan, expected_id: bytes) -> None:
+def _sort_out(scan: Scan, is_expected: Callable[[bytes], bool]) -> None:
     """Which journal this is, which segments are another's, and whether the last one was only begun."""
     if scan.segments:
         last = scan.segments[-1]
         if (last.size <= HEADER_SIZE and last.header) or (last.header == EMPTY and not _holds_records(last)):
             scan.unborn.append(scan.segments.pop())
     ids = [segment.id for segment in scan.segments if segment.id and not segment.header]
-    scan.id = expected_id if expected_id in ids else max(ids, key=ids.count, default=expected_id)
+    expected = next(filter(is_expected, ids), None)
+    if expected is None:  # a header that is damaged elsewhere than in the id still has it
+        expected = next(filter(is_expected, (segment.damaged_id for segment in scan.segments)), None)
+    scan.id = expected or max(ids, key=ids.count, default=b"")
     scan.alien = [s for s in scan.segments if s.is_newer or (s.id and (s.header or s.id != scan.id))]
     scan.segments = [segment for segment in scan.segments if segment not in scan.alien]
 

@@ -27,6 +27,7 @@ from ..filesystem.adopt import Adoption
 from ..metrics import Metrics
 from ..policy import Policy
 from ..records import NO_OID, Committed
+from ..records.side import vouches
 from ..tree import Batch, DirectoryState, Settled
 from .build import PIECE
 from .process import Refused, WorkerProcess
@@ -405,7 +406,7 @@ class Committer:
         return None
 
     def _is_ours(self, seen: SideSeen) -> bool:
-        return seen.journal == self._fs.journal.id
+        return vouches(seen.journal, self._fs.journal.id, seen.commit, seen.position)
 
     async def _resolve(self) -> None:
         """Find out what became of a batch of which nothing was heard. Raises StoreError."""

@@ -26,7 +26,7 @@ from .. import child
 from ..errors import CaiafsError, ObjectCorrupt, RefLocked, StoreError
 from ..journal import Reader, Volatile
 from ..records import BadRecord
-from ..records.side import parse_side_message, side_message
+from ..records.side import parse_side_message, side_message, vouch
 from ..store import Store, encode_commit
 from ..tree import DirectoryState, EntryState
 from .build import COMMIT, TREE, BasesDamaged, Builder
@@ -75,7 +75,7 @@ class Order(NamedTuple):
 
 
 class SideSeen(NamedTuple):
-    """Where the side ref stands: what git has of which journal."""
+    """Where the side ref stands: what git has of which journal, as `vouch` names it."""
 
     oid: bytes
     commit: bytes | None
@@ -110,6 +110,7 @@ class Worker:
         self._builder: Builder | None = None
         (self._place,) = self._receive()
         self._store = Store.open(self._place.git_dir)
+        self._store.alive = self._alive
         self._tmp = os.path.join(self._store.git_dir, "caiafs", "tmp", self._place.branch.hex()[-40:])
         self._spool = self._tmp
         os.makedirs(self._tmp, mode=0o700, exist_ok=True)
@@ -172,11 +173,12 @@ class Worker:
             self._alive(at_once=True)  # all is written; what follows is the disk's time
             commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
             side_parents = tuple(oid for oid in (order.side_parent, commit) if oid is not None)
+            vouched = vouch(place.journal_id, commit, order.position)
             side = packer.add(
                 COMMIT,
                 encode_commit(
                     built.side_tree, side_parents, order.identity, order.identity, order.stamp, order.stamp,
-                    order.zone, side_message(commit, place.journal_id, order.position),
+                    order.zone, side_message(commit, vouched, order.position),
                 ),
             )  # fmt: skip
             pack = packer.finish()

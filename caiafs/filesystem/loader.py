@@ -26,6 +26,7 @@ from ..records.side import (
     decode_records,
     parse_side_message,
     unquote_name,
+    vouches,
 )
 from ..tree import COUNTED, GITLINK, ROOT_INO, Loaded, mode_of
 
@@ -90,6 +91,10 @@ class SideState(NamedTuple):
     position: int
     root_side: bytes | None
     meta: Meta
+
+    def is_about(self, journal: bytes) -> bool:
+        """Whether it speaks of this journal: whoever wrote it, knew the id."""
+        return vouches(self.journal, journal, self.commit, self.position)
 
 
 def read_side(store: Repository, oid: bytes) -> SideState:

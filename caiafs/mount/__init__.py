@@ -293,7 +293,7 @@ class Mount:
         epoch = epoch_of(commit) if commit is not None else time.time_ns()
         self.fs.attach(commit.tree if commit is not None else None, epoch, side, uid, gid)
         position = (
-            side.position if side is not None and side.journal == self.journal.id else self.journal.begin
+            side.position if side is not None and side.is_about(self.journal.id) else self.journal.begin
         )
         last = self.fs.replay(position)
         landed = None if side is not None else tip

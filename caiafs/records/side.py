@@ -21,6 +21,7 @@ rewrites it whole), git notes (one blob an object, lost among equal blobs).
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from struct import Struct
 from typing import NamedTuple
@@ -239,8 +240,22 @@ def side_ref(branch: bytes) -> bytes:
     return b"refs/caiafs/" + branch
 
 
+def vouch(journal: bytes, commit: bytes | None, position: int) -> bytes:
+    """What a side commit calls the journal *journal*, whose id only who may read the journal knows.
+
+    So nobody else can say of a position that git has all before it. HMAC-SHA256, the first 16 bytes.
+    """
+    said = (commit or NO_OID) + position.to_bytes(8, "little")
+    return hmac.digest(journal, said, "sha256")[:16]
+
+
+def vouches(said: bytes, journal: bytes, commit: bytes | None, position: int) -> bool:
+    """Whether *said*, as a side commit has it, is what `vouch` gives."""
+    return hmac.compare_digest(said, vouch(journal, commit, position))
+
+
 def side_message(commit: bytes | None, journal: bytes, position: int) -> bytes:
-    """The message of a side commit."""
+    """The message of a side commit; *journal* as `vouch` gives it."""
     belongs = (commit or NO_OID).hex().encode()
     return (
         b"Metadata of " + belongs[:12] + b"\n\n"
@@ -250,7 +265,8 @@ def side_message(commit: bytes | None, journal: bytes, position: int) -> bytes:
 
 
 def parse_side_message(message: bytes) -> tuple[bytes | None, bytes, int]:
-    """Whose metadata a side commit holds, the journal's id, and how far the journal was. Raises BadRecord."""
+    """Whose metadata a side commit holds, what vouches for the journal, and how far that was.
+    Raises BadRecord."""
     trailers = dict(
         line.split(b": ", 1) for line in message.splitlines() if line.startswith(b"Caiafs-") and b": " in line
     )

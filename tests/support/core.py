@@ -147,7 +147,7 @@ class Core:
         commit = None if head is None else self.store.commit(head)
         epoch = 10**18 if commit is None else epoch_of(commit)
         self.fs.attach(None if commit is None else commit.tree, epoch, self.side, 1000, 1000)
-        known = self.side is not None and self.side.journal == self.journal.id
+        known = self.side is not None and self.side.is_about(self.journal.id)
         last = self.fs.replay(self.side.position if known and self.side is not None else self.journal.begin)
         landed = None if self.side is not None else tip
         if last is not None and last.commit == (head or NO_OID):

@@ -24,6 +24,8 @@ from caiafs.records.side import (
     side_message,
     side_ref,
     split_records,
+    vouch,
+    vouches,
 )
 
 u32 = st.integers(0, 2**32 - 1)
@@ -142,6 +144,18 @@ def test_a_side_message_names_commit_journal_and_position(
     commit: bytes | None, journal: bytes, position: int
 ) -> None:
     assert parse_side_message(side_message(commit, journal, position)) == (commit, journal, position)
+
+
+@given(st.none() | oids.filter(lambda oid: oid != NO_OID), st.binary(min_size=16, max_size=16), u64)
+def test_only_who_knows_the_journal_can_vouch_for_a_position(
+    commit: bytes | None, journal: bytes, position: int
+) -> None:
+    said = vouch(journal, commit, position)
+    assert vouches(said, journal, commit, position)
+    assert said != journal
+    assert not vouches(said, journal, commit, position ^ 1)
+    assert not vouches(said, journal, b"x" * 20, position)
+    assert not vouches(said, bytes(b ^ 1 for b in journal), commit, position)
 
 
 def test_the_side_ref_is_beside_the_branch() -> None:

@@ -323,7 +323,7 @@ class Drill:
                 oid = store.read_ref(side_ref(b"main"))
                 side = None if oid is None else read_side(store, oid)
                 journal = Journal(str(self.state_dir), read_only=True)
-                known = side is not None and side.journal == journal.id
+                known = side is not None and side.is_about(journal.id)
                 position = side.position if known and side is not None else journal.begin
                 try:
                     return sum(not isinstance(r, Committed | Name) for r, _ in journal.replay(position))
