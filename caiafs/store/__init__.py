@@ -22,7 +22,7 @@ are packs and their `.keep`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -130,6 +130,8 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         self.git_dir = layout.git_dir  # the common directory: objects and refs are here
         self.bare = layout.work_tree is None
+        self.alive: Callable[[], None] = lambda: None
+        """Told of progress by what takes long: writing, joining packs, walking the history."""
         self._layout = layout
         self._odb = ObjectDatabase(os.path.join(self.git_dir, "objects"))
         self._refs = Refs(self.git_dir, layout.logs_refs)
@@ -338,6 +340,7 @@ class Store:
         found: list[Oid] = []
         while live:
             _, oid = heappop(queue)
+            self.alive()
             live.discard(oid)
             mark = flags[oid]
             if mark & (of_a | of_b) == of_a | of_b:
@@ -399,7 +402,7 @@ class Store:
 
     def pack_writer(self, tmp_dir: str) -> PackWriter:
         """A new pack; *tmp_dir* is on the repository's filesystem, outside objects/."""
-        return PackWriter(self._odb.path, tmp_dir)
+        return PackWriter(self._odb.path, tmp_dir, lambda: self.alive())
 
     def clear_stale(self, tmp_dir: str) -> int:
         """Remove what a worker that was killed left behind: temporary files, `.keep`s, ref locks; how many.
@@ -430,5 +433,5 @@ class Store:
         when it failed; nothing is lost then.
         """
         return repack.consolidate(
-            self._odb, self.git_dir, tmp_dir, more_than=more_than, git=git, timeout=timeout
+            self._odb, self.git_dir, tmp_dir, more_than=more_than, git=git, timeout=timeout, alive=self.alive
         )

@@ -24,7 +24,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from isal import isal_zlib
@@ -38,6 +38,8 @@ TEMP_PREFIX = "caiafs-pack-"
 KEEP_PREFIX = b"caiafs "
 _IN_MEMORY = 8 * 1024 * 1024  # a pack up to this size is written in one go
 _COPY = 1024 * 1024
+_SYNC_EVERY = 16 * 1024 * 1024
+"""Bytes of a pack after which it is synced: one fsync of gigabytes on a slow disk is silent for minutes."""
 
 
 class _Deflater(Protocol):
@@ -76,7 +78,10 @@ class KeptPack:
 class PackWriter:
     """Collects objects into one pack. Ends with finish() or abort(); also a context manager that aborts."""
 
-    def __init__(self, objects_dir: str, tmp_dir: str) -> None:
+    def __init__(self, objects_dir: str, tmp_dir: str, alive: Callable[[], None] = lambda: None) -> None:
+        """*alive* is told of progress, at the latest after each MiB that is written, hashed or copied."""
+        self._alive = alive
+        self._synced = 0
         self._objects_dir = objects_dir
         self._tmp_dir = tmp_dir
         self._entries: dict[Oid, tuple[int, int]] = {}  # oid -> (offset, crc32)
@@ -213,10 +218,15 @@ class PackWriter:
             if self._fd < 0:
                 self._fd, self._path = _locked_temp(self._tmp_dir, ".pack")
             write_all(self._fd, self._buffer, self._flushed)
+            if self._flushed + len(self._buffer) - self._synced >= _SYNC_EVERY:
+                self._alive()
+                os.fdatasync(self._fd)
+                self._synced = self._flushed + len(self._buffer)
         except OSError as error:
             raise failed(f"cannot write a pack in {self._tmp_dir}", error) from error
         self._flushed += len(self._buffer)
         self._buffer.clear()
+        self._alive()
 
     def _truncate(self, size: int) -> None:
         """Back to *size* bytes. What lies behind in the file is overwritten, or cut off in the end."""
@@ -225,6 +235,7 @@ class PackWriter:
         else:
             self._buffer.clear()
             self._flushed = size
+            self._synced = min(self._synced, size)
 
     def _finish(self) -> KeptPack:
         header = _header(len(self._entries))
@@ -242,6 +253,7 @@ class PackWriter:
         os.ftruncate(self._fd, self._flushed)
         os.fchmod(self._fd, 0o444)
         os.fsync(self._fd)
+        self._alive()
         index_fd, index_path = _locked_temp(self._tmp_dir, ".idx")
         try:
             write_all(index_fd, index_v2(self._entries, checksum), 0)
@@ -262,6 +274,7 @@ class PackWriter:
                 raise StoreError(f"{self._path} became shorter while it was written")
             digest.update(piece)
             position += len(piece)
+            self._alive()
         return digest.digest()
 
     def _publish(self, checksum: bytes, index_path: str) -> KeptPack:

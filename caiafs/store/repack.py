@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from caiafs.errors import ObjectCorrupt, StoreError
 from caiafs.store.disk import fsync_dir
@@ -29,6 +29,7 @@ from caiafs.store.pack import PackWriter
 
 PACKS_BEFORE = 20
 _GC_LOCK_AGE = 12 * 3600  # git's own rule for a gc.pid left behind
+_LOOK_EVERY = 0.5  # s between looks at whether git gets on
 _OWN_LIMIT = 256 * 1024 * 1024  # larger packs are not worth copying again
 
 # Memory stays small whatever is in the packs: no deltas for large files, one thread, a bounded window.
@@ -82,8 +83,10 @@ def consolidate(
     more_than: int = PACKS_BEFORE,
     git: str | None = "git",
     timeout: float = 900,
+    alive: Callable[[], None] = lambda: None,
 ) -> bool:
     """Bring the number of packs down if there are more than *more_than*; True when packs were joined.
+    *alive* is told of progress.
 
     StoreError when it failed: nothing is lost then, and trying again later is fine.
     """
@@ -95,9 +98,9 @@ def consolidate(
         program = shutil.which(git) if git else None
         before = unkept_packs(odb.path)
         if program is not None and not _is_partial(odb.path):
-            _join_by_git(odb, program, git_dir, timeout)
+            _join_by_git(odb, program, git_dir, timeout, alive)
         else:
-            _join_own(odb, tmp_dir)
+            _join_own(odb, tmp_dir, alive)
         odb.rescan()
         return unkept_packs(odb.path) < before
 
@@ -130,10 +133,12 @@ def _only_one(pack_dir: str) -> Iterator[bool]:
         os.close(fd)
 
 
-def _join_by_git(odb: ObjectDatabase, program: str, git_dir: str, timeout: float) -> None:
+def _join_by_git(
+    odb: ObjectDatabase, program: str, git_dir: str, timeout: float, alive: Callable[[], None]
+) -> None:
     odb.rescan()
     present = [pack.name for pack in odb.local_packs()]
-    _run_git(program, git_dir, timeout, "repack", "-l", "--geometric=2", "--write-midx", "-n", "-q")
+    _run_git(program, git_dir, timeout, alive, "repack", "-l", "--geometric=2", "--write-midx", "-n", "-q")
     fsync_dir(os.path.join(odb.path, "pack"))
     odb.rescan()
     remaining = set(odb.local_midx_packs())
@@ -142,7 +147,7 @@ def _join_by_git(odb: ObjectDatabase, program: str, git_dir: str, timeout: float
         covering = [pack for name, pack in packs.items() if name in remaining]
         replaced = [packs[name] for name in present if name in packs and name not in remaining]
         _remove(odb, [pack for pack in replaced if odb.has_alternates or _is_covered(pack, covering)])
-    _run_git(program, git_dir, timeout, "prune-packed", "-q")
+    _run_git(program, git_dir, timeout, alive, "prune-packed", "-q")
 
 
 def _is_covered(pack: Pack, covering: list[Pack]) -> bool:
@@ -166,7 +171,7 @@ def _remove(odb: ObjectDatabase, packs: list[Pack]) -> None:
     fsync_dir(os.path.join(odb.path, "pack"))
 
 
-def _run_git(program: str, git_dir: str, timeout: float, *words: str) -> None:
+def _run_git(program: str, git_dir: str, timeout: float, alive: Callable[[], None], *words: str) -> None:
     settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
     command = [program, *settings, *words]
     environment = {
@@ -202,7 +207,7 @@ def _run_git(program: str, git_dir: str, timeout: float, *words: str) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, 10)
         try:
-            _, errors = process.communicate(timeout=timeout)
+            errors = _wait(process, timeout, alive)
         except BaseException as error:
             process.terminate()
             if isinstance(error, subprocess.TimeoutExpired):
@@ -213,7 +218,35 @@ def _run_git(program: str, git_dir: str, timeout: float, *words: str) -> None:
         raise StoreError(f"git {words[0]} failed with exit code {process.returncode}: {text[-500:]}")
 
 
-def _join_own(odb: ObjectDatabase, tmp_dir: str) -> None:
+def _wait(process: subprocess.Popen[bytes], timeout: float, alive: Callable[[], None]) -> bytes:
+    """What it says to its end; *alive* as long as it works. Raises TimeoutExpired after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    before = 0
+    while True:
+        try:
+            return process.communicate(timeout=_LOOK_EVERY)[1]
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
+            ticks = _ticks(process.pid)
+            if ticks != before:
+                before = ticks
+                alive()
+
+
+def _ticks(session: int) -> int:
+    """The processor time of all processes of a session: git has others work for it."""
+    ticks = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+                if int(fields[3]) == session:
+                    ticks += sum(map(int, fields[11:15]))  # its own, and that of children which ended
+    return ticks
+
+
+def _join_own(odb: ObjectDatabase, tmp_dir: str, alive: Callable[[], None]) -> None:
     """Copy small packs without deltas into one, then remove them."""
     odb.rescan()
     in_midx = set(odb.local_midx_packs())
@@ -227,10 +260,11 @@ def _join_own(odb: ObjectDatabase, tmp_dir: str) -> None:
             size = os.stat(pack.base + ".pack").st_size
             if size <= _OWN_LIMIT:
                 candidates.append((size, pack))
-    with PackWriter(odb.path, tmp_dir) as writer:
+    with PackWriter(odb.path, tmp_dir, alive) as writer:
         joined: list[Pack] = []
         for _, pack in sorted(candidates, key=lambda item: item[0]):
             with contextlib.suppress(GoneError, ObjectCorrupt):
+                alive()
                 if _copy_pack(pack, writer):
                     joined.append(pack)
         if len(joined) < 2:
