@@ -25,6 +25,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from .errors import CaiafsError, FSError
 from .filesystem import Filesystem
+from .filesystem.attributes import CONTROL_XATTR
 from .metrics import Metrics
 from .tree import ROOT_INO, Directory, File, Node
 from .virtual import TIMEOUT as VIRTUAL_TIMEOUT
@@ -34,9 +35,10 @@ log = logging.getLogger(__name__)
 
 FOREVER = 30 * 24 * 3600.0
 """Seconds the kernel may keep names and attributes: what changes otherwise is invalidated."""
-
 CAPABILITY = b"security.capability"
 """The kernel asks for it before it first writes to a file, and mostly there is none."""
+STAMPED = frozenset(("link", "unlink", "rename", "setxattr", "removexattr"))
+"""Requests after which a kernel with write-back caching keeps a time, to hand it over when it likes."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +57,7 @@ def _request(
         function: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
     ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
         name = function.__name__
+        stamps = name in STAMPED
 
         async def handle(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
             started = perf_counter_ns()
@@ -65,6 +68,8 @@ def _request(
                 if fs.is_returning:
                     await fs.turn()
                 result = await function(self, *args, **kwargs)
+                if stamps:
+                    self._owes_times = True
                 if fs.write_through is not None and (fs.unkept or fs.config.primary == "git"):
                     await fs.acknowledged()
                 return result
@@ -118,16 +123,19 @@ class Operations(pyfuse3.Operations):
     enable_acl = True
 
     def __init__(
-        self, fs: Filesystem, virtual: Virtual, metrics: Metrics, started: Callable[[], None], place: str
-    ) -> None:
+        self, fs: Filesystem, virtual: Virtual, metrics: Metrics, started: Callable[[], None], place: str,
+        state_dir: str,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._fs = fs
         self._virtual = virtual
         self._metrics = metrics
         self._started = started
         self._place = place
+        self._control = b"%d %b" % (os.getpid(), os.fsencode(state_dir))
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self._owes_times = False
         self.unexpected = 0
 
     def init(self) -> None:
@@ -314,6 +322,8 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENODATA)
         if name == CAPABILITY and not self._fs.node(inode).xattrs:
             raise FUSEError(errno.ENODATA)
+        if name == CONTROL_XATTR and inode == ROOT_INO:
+            return self._control
         return self._fs.get_xattr(inode, name)
 
     @_handler
@@ -467,6 +477,20 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         if not self._handles[fh].virtual:
             await self._fs.sync()
+
+    # ---- what the kernel has
+
+    def kernel_holds(self) -> bool:
+        """Whether the kernel may have data or times of files that it has not handed over.
+
+        It hands over a file's pages, and its times with them, at each close and before the last release.
+        """
+        writing = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+        return self._owes_times or any(handle.flags & writing for handle in self._handles.values())
+
+    def handing_over(self) -> None:
+        """The kernel is asked for all that it holds now."""
+        self._owes_times = False
 
     # ---- for statistics
 

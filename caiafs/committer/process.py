@@ -11,7 +11,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import trio
@@ -23,6 +24,8 @@ from .worker import Place
 log = logging.getLogger(__name__)
 
 FRAME = struct.Struct("<I")
+PIECE = 16 * 1024
+"""Bytes of messages that wait for the next one, to be sent with it."""
 _START = "from caiafs.committer.worker import main; main()"
 
 
@@ -74,9 +77,9 @@ class WorkerProcess:
         self._ended = trio.Event()
         self.starts = 0
         self.signs = 0
+        """Messages from the worker so far: while it works on a batch, each tells that it gets on."""
         self.written = (0, 0)
         """How many names of the batch that it works on are written, and how many there are."""
-        """Messages from the worker so far: while it works on a batch, each tells that it gets on."""
 
     @property
     def pid(self) -> int | None:
@@ -101,39 +104,44 @@ class WorkerProcess:
             self.stop()
             self._nursery = None
 
-    async def tell(self, *message: Any) -> None:
-        """Send something that has no answer. Raises WorkerGone."""
-        await self._start()
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        assert self._stream is not None
-        try:
-            with trio.fail_after(self.policy.worker_timeout):
-                await self._stream.send_all(FRAME.pack(len(data)) + data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-            self.stop()
-            raise WorkerGone("the commit worker ended") from error
-        except BaseException:
-            self.stop()  # half a message was sent
-            raise
+    async def ask(self, *message: Any, ahead: Iterable[tuple[Any, ...]] = ()) -> Any:
+        """Send *ahead*, which has no answers, and a request; wait for its answer. Raises Refused, WorkerGone.
 
-    async def ask(self, *message: Any) -> Any:
-        """Send a request and wait for its answer. Raises Refused, WorkerGone.
-
-        When cancelled it ends the worker: an answer that nobody waits for must not be taken
-        for that of the next request.
+        All of it reaches one worker, or it counts for nothing: a worker that was started anew in
+        between never sees a request without what belongs to it. When cancelled it ends the worker: an
+        answer that nobody waits for must not be taken for that of the next request.
         """
-        await self.tell(*message)
+        await self._start()
+        stream, inbox = self._stream, self._inbox
+        assert stream is not None
+        assert inbox is not None
         try:
-            return await self._answer()
+            await self._send(stream, chain(ahead, (message,)))
+            return await self._answer(inbox)
         except Refused:
             raise
         except BaseException:
-            self.stop()
+            if self._stream is stream:
+                self.stop()
             raise
 
-    async def _answer(self) -> Any:
-        inbox = self._inbox
-        assert inbox is not None
+    async def _send(self, stream: trio.SocketStream, messages: Iterable[tuple[Any, ...]]) -> None:
+        """Little ones go together: each that comes by itself wakes the worker, and that costs both sides."""
+        held = bytearray()
+        try:
+            for message in messages:
+                if len(held) > PIECE:
+                    with trio.fail_after(self.policy.worker_timeout):
+                        await stream.send_all(held)
+                    held = bytearray()
+                data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+                held += FRAME.pack(len(data)) + data
+            with trio.fail_after(self.policy.worker_timeout):
+                await stream.send_all(held)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+            raise WorkerGone("the commit worker ended") from error
+
+    async def _answer(self, inbox: trio.MemoryReceiveChannel[tuple[Any, ...]]) -> Any:
         silent = 0.0
         longest = self.policy.worker_timeout
         while True:
@@ -142,12 +150,10 @@ class WorkerProcess:
                 try:
                     kind, *rest = await inbox.receive()
                 except trio.EndOfChannel:
-                    self.stop()
                     raise WorkerGone("the commit worker ended") from None
             if scope.cancelled_caught:
                 silent += patience
                 if silent >= longest:
-                    self.stop()
                     raise WorkerGone(f"the commit worker gave no sign of life for {longest:g} s")
                 self._on_silence(silent)
                 continue
@@ -196,6 +202,7 @@ class WorkerProcess:
         self, stream: trio.SocketStream, answers: trio.MemorySendChannel[tuple[Any, ...]], ended: trio.Event
     ) -> None:
         buffer = bytearray()
+        tip: bytes | None = None
         closed = contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError)
         with answers, _setting(ended), closed:
             while part := await stream.receive_some(1 << 18):
@@ -210,10 +217,14 @@ class WorkerProcess:
                     if kind == "alive" and rest:
                         self.written = rest[0], rest[1]
                     if kind in ("tip", "ready"):
-                        self._on_tip(rest[0])
+                        tip = rest[0]
+                        self._on_tip(tip)
                     elif kind == "log":
                         log.error("the commit worker says: %s", rest[0])
                     else:
+                        if kind == "done" and rest[1] != tip:
+                            tip = rest[1]  # comes along: a message of its own would be a wake-up more
+                            self._on_tip(tip)
                         await answers.send((kind, *rest))
 
     def stop(self) -> None:

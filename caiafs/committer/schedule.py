@@ -104,6 +104,10 @@ class Committer:
     def tip_seen(self, tip: bytes | None) -> None:
         """The worker saw the branch at *tip*."""
         self.tip = tip
+        if self._in_flight is None:  # else it may be our own commit, which is not settled yet
+            self._wake_if_moved()
+
+    def _wake_if_moved(self) -> None:
         if self.moved_outside or self.moved_back:
             self._wake.set()
 
@@ -294,8 +298,11 @@ class Committer:
 
         Not cancelled half-way: what was frozen is settled or kept for the next try.
         """
-        with trio.CancelScope(shield=True), self._fs.unbroken():
-            await self._commit_shielded(message)
+        try:
+            with trio.CancelScope(shield=True), self._fs.unbroken():
+                await self._commit_shielded(message)
+        finally:
+            self._wake_if_moved()
         if self.commits % TIDY_EVERY == 0 and not self.stopping:
             await self._tidy()
 
@@ -366,9 +373,8 @@ class Committer:
         with trio.move_on_at(deadline):
             while True:
                 try:
-                    for part in _parts(batch):
-                        await self._worker.tell("directories", part)
-                    done: Done = await self._worker.ask("commit", order)
+                    ahead = (("directories", part) for part in _parts(batch))
+                    done: Done = await self._worker.ask("commit", order, ahead=ahead)
                     return done
                 except Refused as error:
                     attempt += 1

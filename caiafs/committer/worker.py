@@ -37,6 +37,8 @@ POLL = 0.5
 """Seconds between looks at the branch while there is nothing to do."""
 ALIVE = 0.25
 """Seconds between signs of life while a batch is worked on, which also say how far it is."""
+FEW = 100
+"""Names in a batch that is over before anybody could read how far it is."""
 
 
 class Place(NamedTuple):
@@ -103,6 +105,7 @@ class Worker:
         self._inlet = inlet
         self._outlet = outlet
         self._spoke = 0.0
+        self._received = bytearray()
         self._directories: dict[int, DirectoryState] = {}
         self._seen: tuple[Any, ...] | None = None
         self._tip: bytes | None = None
@@ -121,14 +124,16 @@ class Worker:
         self._tip = self._store.read_ref(self._place.branch)
         self._send("ready", self._tip)
         while True:
-            readable, _, _ = select.select([self._inlet], [], [], POLL if self._place.watch else None)
-            if not readable:
-                self._look()
-                continue
+            if not self._received:
+                readable, _, _ = select.select([self._inlet], [], [], POLL if self._place.watch else None)
+                if not readable:
+                    self._look()
+                    continue
             try:
                 name, *arguments = self._receive()
             except EOFError:
                 return
+            self._spoke = time.monotonic()
             try:
                 answer = getattr(self, f"do_{name}")(*arguments)
             except (CaiafsError, OSError) as error:
@@ -141,7 +146,7 @@ class Worker:
                 self._send("failed", *self.refusal(problem))
             else:
                 if name != "directories":
-                    self._send("done", answer)
+                    self._send("done", answer, self._tip)
 
     def refusal(self, error: CaiafsError | OSError) -> tuple[str, bool, int, bool, dict[int, str]]:
         """What the daemon is told of an *error*: see process.Refused."""
@@ -170,7 +175,7 @@ class Worker:
         try:
             builder = self._builder = Builder(store, packer, reader.read, self._spool, self._alive)
             built = builder.build(directories, order.root, order.next_ino, order.links)
-            self._alive(at_once=True)  # all is written; what follows is the disk's time
+            self._alive(at_once=builder.total > FEW)  # all is written; what follows is the disk's time
             commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
             side_parents = tuple(oid for oid in (order.side_parent, commit) if oid is not None)
             vouched = vouch(place.journal_id, commit, order.position)
@@ -194,7 +199,10 @@ class Worker:
         finally:
             if pack is not None:
                 pack.release()
-        self._look(force=True)
+        if landed and commit is not None:
+            self._seen, self._tip = None, commit
+        else:
+            self._look(force=True)
         return Done(
             commit, side, landed, is_new, text.decode("utf-8", "replace").split("\n")[0],
             len(built.changes), built.contents, built.directories,
@@ -295,8 +303,7 @@ class Worker:
             self._send("tip", tip)
 
     def _alive(self, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if at_once or now - self._spoke >= ALIVE:
+        if at_once or time.monotonic() - self._spoke >= ALIVE:
             builder = self._builder
             self._send("alive", *((builder.done, builder.total) if builder is not None else ()))
 
@@ -313,14 +320,15 @@ class Worker:
         return message
 
     def _exactly(self, size: int) -> bytes:
-        parts = []
-        while size:
-            part = os.read(self._inlet, min(size, 1 << 20))
+        received = self._received
+        while len(received) < size:
+            part = os.read(self._inlet, 1 << 20)
             if not part:
                 raise EOFError
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+            received += part
+        data = bytes(received[:size])
+        del received[:size]
+        return data
 
 
 _EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")

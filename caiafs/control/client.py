@@ -23,6 +23,8 @@ Progress = Callable[[int, int, str], None]
 """Called with done, total and a text that says what is being done."""
 
 SOCKET = "control"
+CONTROL_XATTR = "user.caiafs.control"
+"""Of a mount's root: process id and state directory of its daemon."""
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a FUSE mount answers once its daemon is gone."""
 
@@ -98,47 +100,65 @@ def locate(path: str, timeout: float | None = 10.0) -> Location:
         raise ControlError(
             f"{path} is not in a caiafs mount; `caiafs status` lists the mounts there are", errno.EINVAL
         )
-    config = read_stats(mount.mountpoint, "config.json", timeout)
-    state_dir, pid = config.get("state_dir"), config.get("pid")
-    if not isinstance(state_dir, str) or not isinstance(pid, int):
+    found = _in_patience(lambda: _control(mount.mountpoint), mount.mountpoint, timeout)
+    if isinstance(found, bytes):
+        pid, _, state_dir = found.partition(b" ")
+        return Location(mount.mountpoint, os.fsdecode(state_dir), int(pid))
+    config = read_stats(mount.mountpoint, "config.json", timeout)  # it tells why not, or a way round
+    directory, process = config.get("state_dir"), config.get("pid")
+    if not isinstance(directory, str) or not isinstance(process, int):
         raise ControlError(f"{mount.mountpoint}/.stats/config.json names no state_dir and pid")
-    return Location(mount.mountpoint, state_dir, pid)
+    return Location(mount.mountpoint, directory, process)
+
+
+def _control(mountpoint: str) -> bytes:
+    return os.getxattr(mountpoint, CONTROL_XATTR)
 
 
 def read_stats(mountpoint: str, name: str, timeout: float | None = 10.0) -> dict[str, Any]:
     """Read and decode MOUNTPOINT/.stats/*name*; a mount that does not answer in time raises ControlError."""
-    outcome: list[bytes | OSError] = []
     path = os.path.join(mountpoint, ".stats", name)
 
-    def read() -> None:
+    def read() -> bytes:
         try:
-            try:
-                with open(path, "rb") as stream:
-                    outcome.append(stream.read())
-            except PermissionError:
-                if os.geteuid() != 0:
-                    raise
-                outcome.append(_read_as_owner(mountpoint, path))
+            with open(path, "rb") as stream:
+                return stream.read()
+        except PermissionError:
+            if os.geteuid() != 0:
+                raise
+            return _read_as_owner(mountpoint, path)
+
+    found = _in_patience(read, mountpoint, timeout)
+    if isinstance(found, OSError):
+        raise _unreadable(mountpoint, found)
+    try:
+        decoded = json.loads(found)
+    except ValueError:
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise ControlError(f"{mountpoint}/.stats/{name} does not hold a JSON object")
+    return decoded
+
+
+def _in_patience(read: Callable[[], bytes], mountpoint: str, timeout: float | None) -> bytes | OSError:
+    """What *read* gives or raises; a mount that does not answer in time raises ControlError."""
+    outcome: list[bytes | OSError] = []
+
+    def reading() -> None:
+        try:
+            outcome.append(read())
         except OSError as problem:
             outcome.append(problem)
 
     # A read from a hung mount cannot be given up, so a thread is left behind in it; it ends with us.
-    reader = threading.Thread(target=read, daemon=True)
+    reader = threading.Thread(target=reading, daemon=True)
     reader.start()
     reader.join(timeout)
     if not outcome:
         raise ControlError(
             f"the mount at {mountpoint} does not answer; its daemon is stuck or stopped", errno.ETIMEDOUT
         )
-    if isinstance(outcome[0], OSError):
-        raise _unreadable(mountpoint, outcome[0])
-    try:
-        decoded = json.loads(outcome[0])
-    except ValueError:
-        decoded = None
-    if not isinstance(decoded, dict):
-        raise ControlError(f"{mountpoint}/.stats/{name} does not hold a JSON object")
-    return decoded
+    return outcome[0]
 
 
 def _read_as_owner(mountpoint: str, path: str) -> bytes:

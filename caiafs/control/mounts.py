@@ -87,6 +87,8 @@ def _parse(line: bytes) -> Mount:
 
 def _unescape(field: bytes) -> str:
     # The kernel writes space, tab, newline, backslash and # as \ooo.
+    if b"\\" not in field:
+        return os.fsdecode(field)
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
 
 

@@ -28,6 +28,8 @@ SET_ID = stat.S_ISUID | stat.S_ISGID
 RELATIME = 24 * 3600 * 10**9
 STATE_XATTR = b"user.caiafs.state"
 COMMIT_XATTR = b"user.caiafs.commit"
+CONTROL_XATTR = b"user.caiafs.control"
+"""Of the root: the daemon's process id and where its command socket is, in one request."""
 
 
 class Attributes(Names):

@@ -373,7 +373,9 @@ class Mount:
 
     def _kernel(self, started: trio.Event) -> Operations:
         virtual = Virtual(self.report.files(), visible=self.config.virtual == "visible")
-        operations = Operations(self.fs, virtual, self.metrics, started.set, self.store.git_dir)
+        operations = Operations(
+            self.fs, virtual, self.metrics, started.set, self.store.git_dir, self.state_dir
+        )
         self.fs.prune_in_kernel = self._prune_later
         if not self.config.ro:
             self.fs.write_through = self.committer.reach
@@ -602,8 +604,10 @@ class Mount:
 
     async def flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""
-        if not self._mounted:
+        operations = self.report.operations
+        if not self._mounted or operations is None or not operations.kernel_holds():
             return
+        operations.handing_over()
         place = self.place()
         if place is None:
             return  # no name leads there any more; who still has files open hands over by closing them

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Arguments = dict[str, Any]
 TELL_EVERY = 0.2
-"""Seconds between two words to whoever waits for a commit."""
+"""Seconds between two words to somebody who waits for a commit."""
 
 
 class Commands:
@@ -50,8 +50,8 @@ class Commands:
 
         async def tell() -> None:
             while True:
+                await trio.sleep(TELL_EVERY)  # before the first word, too: most commits are over by then
                 progress(*self._mount.committer.step())
-                await trio.sleep(TELL_EVERY)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)

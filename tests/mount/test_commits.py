@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import time
@@ -11,7 +12,7 @@ import pytest
 from support.mounts import Mount, Mounts, run, wait_until
 from support.users import in_child
 
-from caiafs.control import call
+from caiafs.control import call, client
 
 
 def count(mount: Mount) -> int:
@@ -327,3 +328,51 @@ def test_writers_never_wait_for_git(mounts: Mounts) -> None:
     assert "f1" not in mount.git("ls-tree", "--name-only", "main")
     lock.unlink()
     wait_until(lambda: "f49" in mount.git("ls-tree", "--name-only", "main"), 20, "the commit after the lock")
+
+
+def test_a_commit_has_what_the_kernel_still_held(mount: Mount) -> None:
+    """The kernel is asked to hand over only while it may hold something: a file that is open for writing, one
+    that is closed and mapped, the time of a rename. off: a commit that never asks."""
+    path = mount.path / "file"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, b"open".ljust(4096))
+        mount.commit()
+        assert mount.git("show", "main:file").strip() == "open"
+        mapped = mmap.mmap(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+    with mapped:
+        mapped[:6] = b"mapped"
+        mount.commit()
+        assert mount.git("show", "main:file").strip() == "mapped"
+    path.rename(mount.path / "renamed")
+    mount.commit()
+    side = mount.git("rev-parse", "refs/caiafs/main")
+    os.sync()  # nothing is left that the kernel could hand over
+    mount.commit()
+    assert mount.git("rev-parse", "refs/caiafs/main") == side
+
+
+def test_a_commit_after_a_close_asks_the_kernel_for_nothing(mount: Mount) -> None:
+    """off: a syncfs for each commit, which opens and closes the root directory."""
+    (mount.path / "file").write_bytes(b"x")
+    (mount.path / "file").read_bytes()  # its release was heard before this was answered
+
+    def opened() -> list[str]:
+        text = (mount.path / ".stats" / "caiafs.prom").read_text()
+        return re.findall(r'request_seconds_count{op="opendir"} (.*)', text)
+
+    before = opened()
+    mount.commit()
+    assert opened() == before
+
+
+def test_the_daemon_is_found_by_one_request(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the figures were read to find the daemon")
+
+    told = mount.stats("config.json")
+    monkeypatch.setattr(client, "read_stats", refuse)
+    found = client.locate(str(mount.path))
+    assert (found.pid, found.state_dir) == (told["pid"], told["state_dir"])

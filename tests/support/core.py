@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -67,7 +67,7 @@ Dump = dict[bytes, Seen]
 
 
 class LocalWorker(Worker):
-    """The commit worker in this process; `ask` and `tell` as WorkerProcess has them."""
+    """The commit worker in this process; `ask` as WorkerProcess has it."""
 
     def __init__(self, place: Place, on_tip: Callable[[bytes | None], None]) -> None:
         self._given = place
@@ -82,13 +82,15 @@ class LocalWorker(Worker):
         if message[0] == "tip":
             self._on_tip(message[1])
 
-    async def tell(self, *message: Any) -> None:
+    async def ask(self, *message: Any, ahead: Iterable[tuple[Any, ...]] = ()) -> Any:
+        for part in ahead:
+            await trio.lowlevel.checkpoint()
+            self.call(*part)
         await trio.lowlevel.checkpoint()
-        self.call(*message)
-
-    async def ask(self, *message: Any) -> Any:
-        await trio.lowlevel.checkpoint()
+        tip = self._tip
         answer = self.call(*message)
+        if self._tip != tip:
+            self._on_tip(self._tip)
         await trio.lowlevel.checkpoint()
         return answer
 

@@ -19,7 +19,7 @@ def test_the_worker_tells_how_many_names_are_written_and_of_how_many(
     core = Core(tmp_path)
 
     async def body() -> list[tuple[int, int, str]]:
-        for number in range(30):
+        for number in range(120):
             await core.put(b"d%d/f" % (number % 3) + str(number).encode(), b"x")
         seen: list[tuple[int, int, str]] = []
         async with trio.open_nursery() as nursery:
@@ -35,7 +35,7 @@ def test_the_worker_tells_how_many_names_are_written_and_of_how_many(
             assert core.committer.step() == (0, 0, "waiting for the kernel")
             nursery.start_soon(watch)
             await core.committer.commit()
-            assert process.written[1] == 30 + 3
+            assert process.written[1] == 120 + 3
             nursery.cancel_scope.cancel()
         return seen
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -51,16 +51,13 @@ class Faulty:
         self.healed = trio.Event()
         self.asked: list[str] = []
 
-    async def tell(self, *message: Any) -> None:
-        await self.real.tell(*message)
-
-    async def ask(self, *message: Any) -> Any:
+    async def ask(self, *message: Any, ahead: Iterable[tuple[Any, ...]] = ()) -> Any:
         self.asked.append(message[0])
         trouble = message[0] in ("commit", "probe") and (self.code or self.hangs or self.dies or self.locked)
         if not trouble:
-            return await self.real.ask(*message)
+            return await self.real.ask(*message, ahead=ahead)
         if self.late:
-            await self.real.ask(*message)
+            await self.real.ask(*message, ahead=ahead)
         self.real._directories = {}
         if self.locked:
             self.locked -= 1
@@ -728,11 +725,11 @@ def test_a_write_that_is_undone_while_an_earlier_batch_lands_leaves_what_git_has
         real = stage.git.real.do_commit
         begun = trio.Event()
 
-        async def slow(*message: Any) -> Any:
+        async def slow(*message: Any, **more: Any) -> Any:
             if message[0] != "commit" or gate.is_set():
-                return await Faulty.ask(stage.git, *message)
+                return await Faulty.ask(stage.git, *message, **more)
             begun.set()
-            answer = await stage.git.real.ask(*message)
+            answer = await stage.git.real.ask(*message, **more)
             await gate.wait()
             return answer
 

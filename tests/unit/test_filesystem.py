@@ -1148,10 +1148,7 @@ class RecoveryMachine(RuleBasedStateMachine):
 
 
 class _Failing:
-    async def tell(self, *_: Any) -> None:
-        raise StoreError("no")
-
-    async def ask(self, *_: Any) -> Any:
+    async def ask(self, *_: Any, ahead: Any = ()) -> Any:
         raise StoreError("no")
 
 

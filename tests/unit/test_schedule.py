@@ -6,7 +6,7 @@ The worker is the real one, in this process; it can be told to refuse.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,10 @@ from support.core import Core, LocalWorker
 from test_store_support import fsck
 from test_store_support import git as run_git
 
+from caiafs.committer import schedule
 from caiafs.committer.process import Refused, WorkerGone, WorkerProcess
 from caiafs.errors import StoreError
+from caiafs.tree import Batch, DirectoryState
 
 
 class Stubborn:
@@ -30,10 +32,7 @@ class Stubborn:
         self.asked: list[float] = []
         self.gate: trio.Event | None = None
 
-    async def tell(self, *message: Any) -> None:
-        await self.real.tell(*message)
-
-    async def ask(self, *message: Any) -> Any:
+    async def ask(self, *message: Any, ahead: Iterable[tuple[Any, ...]] = ()) -> Any:
         if message[0] == "commit":
             self.asked.append(trio.current_time())
             if self.gate is not None:
@@ -41,7 +40,7 @@ class Stubborn:
             if self.refusals:
                 self.real._directories = {}
                 raise self.refusals.pop(0)
-        return await self.real.ask(*message)
+        return await self.real.ask(*message, ahead=ahead)
 
 
 class Stage:
@@ -190,6 +189,40 @@ def test_a_worker_that_went_away_costs_a_try_and_no_change(play: Play) -> None:
         assert run_git(stage.core.git_dir, "cat-file", "blob", "main:file0") == b"what was written"
 
     play(scene)
+
+
+def test_a_worker_that_ends_while_it_is_told_of_a_batch_commits_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """off: each message goes to the worker that is there when its turn comes. The second worker then makes a
+    commit of what it was told, and the journal lets go of all."""
+    core = Core(tmp_path)
+    whole = schedule._parts
+
+    async def body() -> None:
+        for number in range(300):
+            await core.put(b"f%03d" % number, b"x")
+        async with trio.open_nursery() as nursery:
+            process = core.process()
+            await nursery.start(process.run)
+            core.use(process)
+
+            def parts(batch: Batch) -> Iterator[list[DirectoryState]]:
+                for number, part in enumerate(whole(batch)):
+                    if number == 2 and process.starts == 1:
+                        assert process._process is not None
+                        process._process.kill()
+                        process._process.wait()
+                    yield part
+
+            monkeypatch.setattr(schedule, "_parts", parts)
+            await core.committer.commit()
+            assert process.starts == 2
+            nursery.cancel_scope.cancel()
+
+    trio.run(body)
+    assert len(run_git(core.git_dir, "ls-tree", "--name-only", "main").split()) == 300
+    core.close()
 
 
 def test_what_changes_while_git_is_busy_comes_with_the_next_commit(play: Play) -> None:
