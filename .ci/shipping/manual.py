@@ -44,9 +44,7 @@ def _caiafs(moment: datetime) -> str:
     page = _page("caiafs", 1, "a directory that remembers everything", moment)
     page.section("Synopsis")
     head, told = sections((ROOT / "docs/cli.md").read_text())
-    commands = {
-        title.strip("`"): body for title, body in told.items() if not title.startswith("`mount.caiafs")
-    }
+    commands = {title.strip("`"): body for title, body in told.items() if title.startswith("`caiafs ")}
     for command in commands:
         program, name, *words = command.split(" ")
         page.lines += [rf"\fB{program} {name}\fP {escape(' '.join(words), code=True)}".rstrip(), ".br"]
@@ -78,6 +76,9 @@ def _mount(moment: datetime) -> str:
         ".br",
         r"\fBmount.caiafs\fP \fIREPO\fP \fIMOUNTPOINT\fP [\fB\-sfnv\fP] [\fB\-N\fP \fINAMESPACE\fP]"
         r" [\fB\-o\fP \fIOPTIONS\fP] [\fB\-t\fP \fITYPE\fP]",
+        ".br",
+        r"\fBumount.caiafs\fP \fIMOUNTPOINT\fP [\fB\-flnrv\fP] [\fB\-N\fP \fINAMESPACE\fP]"
+        r" [\fB\-t\fP \fITYPE\fP]",
     ]
     page.section("Description")
     _, told = sections((ROOT / "docs/cli.md").read_text())

@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments, more = parser.parse_known_args(words)
     if arguments.command is None:
+        if more:
+            parser.unknown(more)
         parser.print_help(sys.stderr)
         return 2
     if more and arguments.command == "mount" and not any(word.startswith("-") for word in more):

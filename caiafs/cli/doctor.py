@@ -60,10 +60,19 @@ def examine() -> Iterator[Finding]:
         ("pyfuse3", "pyfuse3"),
         ("trio", "trio"),
         ("dulwich", "dulwich"),
-        ("prometheus_client", "prometheus-client"),
         ("isal", "isal"),
     ):
         yield _library(name, package)
+    for name, package, user in (
+        ("starlette", "starlette", "mounts with http"),
+        ("hypercorn", "hypercorn", "mounts with http"),
+        ("prometheus_client", "prometheus-client", "mounts with http"),
+        ("rich", "rich", "`caiafs status --watch`"),
+    ):
+        found = _library(name, package)
+        if found.state != "ok":
+            found = found._replace(state="note", detail=f"{found.detail}; only {user} needs it")
+        yield found
     yield _allow_other()
     yield _git()
     yield _descriptors()

@@ -45,13 +45,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["commit"], ["umount", "--timeout", "-1", "/m"], ["sync", "/m", "x"]]
-)
-def test_wrong_words_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    ("words", "said"),
+    [
+        (["nonsense"], "'nonsense' is no command"), (["commit"], "MOUNTPOINT"),
+        (["umount", "--timeout", "-1", "/m"], "--timeout"), (["sync", "/m", "x"], "no place for x"),
+        (["--halp"], "--halp is no option; did you mean --help?"),
+    ],
+)  # fmt: skip
+def test_wrong_words_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
-    assert "usage: caiafs" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "usage: caiafs" in printed
+    assert said in printed
 
 
 def every_command(parser: argparse.ArgumentParser, *above: str) -> Iterator[tuple[str, ...]]:
@@ -449,7 +456,7 @@ def test_doctor_fails_only_for_what_is_required(
 
 
 def test_doctor_runs_where_libraries_are_missing(tmp_path: Path) -> None:
-    for name in ("trio", "pyfuse3", "dulwich", "isal", "prometheus_client"):
+    for name in ("trio", "pyfuse3", "dulwich", "isal", "starlette"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')\n")
     done = subprocess.run(
         [sys.executable, "-m", "caiafs", "doctor"],
@@ -461,6 +468,7 @@ def test_doctor_runs_where_libraries_are_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == ""
     assert done.stdout.count("cannot be imported: not on this machine") == 5
+    assert "note     starlette" in done.stdout, "a mount without http does without it"
     assert "pip install 'pyfuse3'" in done.stdout
 
 
