@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from caiafs.errors import ObjectCorrupt, ObjectMissing, StoreError
 from caiafs.store import repack
-from caiafs.store.blobs import BlobReader, Spool, open_pieces, verified
+from caiafs.store.blobs import IN_MEMORY, BlobReader, Spool, open_pieces, verified
 from caiafs.store.disk import failed, probe_directory
 from caiafs.store.layout import Layout, create_bare
 from caiafs.store.names import (
@@ -296,9 +296,15 @@ class Store:
         return self._odb.has(oid)
 
     def open_blob(self, oid: Oid, spool_dir: str) -> BlobReader:
-        """Random access to a blob of any size; what was read is kept in a nameless file in *spool_dir*."""
-        size, pieces = open_pieces(self._odb, oid, lambda: Spool(spool_dir))
-        return BlobReader(oid, size, pieces, Spool(spool_dir))
+        """Random access to a blob of any size; what was read is kept in a nameless file in *spool_dir*, and
+        in part in memory where that has no room."""
+
+        def begin() -> tuple[int, Iterator[bytes]]:
+            return open_pieces(self._odb, oid, lambda: Spool(spool_dir, IN_MEMORY))
+
+        size, first = begin()
+        begun = [first]  # a second time only where the spool had no room
+        return BlobReader(oid, size, lambda: begun.pop() if begun else begin()[1], Spool(spool_dir))
 
     def stream_blob(self, oid: Oid, spool_dir: str | None = None) -> Iterator[bytes]:
         """A blob's content, a piece at a time; verified when the last piece was given.

@@ -17,7 +17,9 @@ import hashlib
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from isal import isal_zlib
 
@@ -43,26 +45,48 @@ _INPUT = 64 * 1024  # deflated bytes read at a time
 
 
 _LOOK_EVERY = 16 * 1024 * 1024  # bytes between looks at what the disk has left
+_WINDOW = 8 * 1024 * 1024  # bytes of a blob kept in memory where its disk is full: requests come in any order
+IN_MEMORY = 32 * 1024 * 1024
+"""Bytes of a delta's base that may be in memory where the disk is full."""
 _RESERVE = 16  # a spool leaves one part in so many of its disk free: the journal may live there
 
 
 class Spool:
-    """A file without a name, gone with its last reader.
+    """A file without a name, gone with its last reader; made when the first bytes come.
 
-    It never fills its disk: a small blob that inflates to terabytes fails for its reader alone.
+    It never fills its disk: a small blob that inflates to terabytes fails for its reader alone. With
+    *in_memory*, so many bytes at most are kept in memory where the disk takes none.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, in_memory: int = 0) -> None:
         self.fd = -1
         self.size = 0
-        try:
-            self.fd = _nameless_file(directory)
-        except OSError as error:
-            raise failed(f"cannot write a temporary file in {directory}", error) from error
+        self._directory = directory
+        self._in_memory = in_memory
+        self._is_on_disk = True
 
     def append(self, data: bytes) -> None:
+        if self._is_on_disk:
+            try:
+                self._append(data)
+            except StoreError:
+                if self.size + len(data) > self._in_memory:
+                    raise
+                self._move_into_memory()
+            else:
+                return
+        if self.size + len(data) > self._in_memory:
+            raise _no_room()
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
         done = 0
-        if self.size // _LOOK_EVERY != (self.size + len(data)) // _LOOK_EVERY:
+        if self.fd < 0:
+            try:
+                self.fd = _nameless_file(self._directory)
+            except OSError as error:
+                raise failed(f"cannot write a temporary file in {self._directory}", error) from error
+        if self._is_on_disk and self.size // _LOOK_EVERY != (self.size + len(data)) // _LOOK_EVERY:
             self._leave_room(len(data))
         while done < len(data):
             try:
@@ -72,12 +96,19 @@ class Spool:
             self.size += written
             done += written
 
+    def _move_into_memory(self) -> None:
+        fd = os.memfd_create("caiafs-spool", os.MFD_CLOEXEC)
+        kept = os.pread(self.fd, self.size, 0) if self.size else b""
+        self.fd, old = fd, self.fd
+        if old >= 0:
+            os.close(old)
+        self.size, self._is_on_disk = 0, False
+        self._append(kept)
+
     def _leave_room(self, size: int) -> None:
         disk = os.fstatvfs(self.fd)
         if disk.f_bavail * disk.f_frsize - size < disk.f_blocks * disk.f_frsize // _RESERVE:
-            failure = StoreError("a blob is too large for the disk that the mount's state is on")
-            failure.errno = errno.ENOSPC
-            raise failure
+            raise _no_room()
 
     def read_at(self, length: int, offset: int) -> bytes:
         return os.pread(self.fd, length, offset)
@@ -85,6 +116,12 @@ class Spool:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+def _no_room() -> StoreError:
+    failure = StoreError("a blob is too large for the disk that the mount's state is on")
+    failure.errno = errno.ENOSPC
+    return failure
 
 
 def _nameless_file(directory: str) -> int:
@@ -282,17 +319,50 @@ def verified(oid: Oid, size: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise ObjectCorrupt(f"object {oid.hex()} does not match its name: its content was damaged")
 
 
-class BlobReader:
-    """Random access to one blob. Safe to use from several threads; `close()` frees the disk space."""
+class Window:
+    """The latest bytes of a blob, where the disk has no room for those before: what is read on is there, and
+    what was read long ago is inflated again, from the beginning."""
 
-    def __init__(self, oid: Oid, size: int, pieces: Iterator[bytes], spool: Spool) -> None:
+    def __init__(self) -> None:
+        self.begin = self.end = 0
+        self._pieces: deque[bytes] = deque()
+
+    def append(self, piece: bytes, keep: int) -> None:
+        """The next bytes. Those from *keep* on stay, and so much before the end as readers lag behind."""
+        self._pieces.append(piece)
+        self.end += len(piece)
+        self.forget_before(keep)
+
+    def forget_before(self, keep: int) -> None:
+        """Let go of what is before *keep*, but for the latest bytes."""
+        while self._pieces and self.begin + len(self._pieces[0]) <= min(keep, self.end - _WINDOW):
+            self.begin += len(self._pieces.popleft())
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        found = []
+        at = self.begin
+        for piece in self._pieces:
+            if at + len(piece) > offset and at < offset + length:
+                found.append(piece[max(offset - at, 0) : offset + length - at])
+            at += len(piece)
+        return b"".join(found)
+
+
+class BlobReader:
+    """Random access to one blob. Safe to use from several threads; `close()` frees the disk space.
+
+    *pieces* begins to inflate it, and is asked again where the spool has no room: see Window.
+    """
+
+    def __init__(self, oid: Oid, size: int, pieces: Callable[[], Iterator[bytes]], spool: Spool) -> None:
         self.oid = oid
         self.size = size
-        self._pieces: Iterator[bytes] | None = verified(oid, size, pieces)
+        self._begin: Callable[[], Iterator[bytes]] = lambda: verified(oid, size, pieces())
+        self._pieces: Iterator[bytes] | None = self._begin()
         self._spool: Spool | None = spool
+        self._window: Window | None = None
         self._lock = threading.Lock()
         self._failure: StoreError | None = None
-        self._held = b""
 
     @property
     def spooled(self) -> int:
@@ -301,11 +371,8 @@ class BlobReader:
         return spool.size if spool is not None else 0
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to *length* bytes from *offset*; empty at the end.
-
-        ObjectCorrupt when damage was found on the way; StoreError with the errno of the disk when the
-        spool cannot grow (reading again goes on from there).
-        """
+        """Up to *length* bytes from *offset*; empty at the end. ObjectCorrupt when damage was found on the
+        way."""
         spool = self._spool
         if spool is None:
             raise StoreError("the blob reader is closed")
@@ -314,60 +381,81 @@ class BlobReader:
             if self._failure is not None:
                 raise self._failure
             return b""
-        if spool.size < end or self._failure is not None:
-            self._advance(spool, end)
-        return spool.read_at(end - offset, offset)
+        if spool.size >= end and self._failure is None:
+            return spool.read_at(end - offset, offset)
+        with self._lock, self._noting_damage():
+            if self._window is None:
+                self._advance(spool, end)
+            if end <= spool.size:
+                return spool.read_at(end - offset, offset)
+            start = max(offset, spool.size)
+            tail = self._slide(start, end)
+            return spool.read_at(start - offset, offset) + tail if offset < start else tail
+
+    @contextlib.contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        """What is found once is told to everybody from then on."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except ObjectCorrupt as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(failed(f"cannot read object {self.oid.hex()}", error))
+
+    def _advance(self, spool: Spool, end: int) -> None:
+        """Spool up to *end*; or have a window, from where the disk takes no more."""
+        pieces = self._pieces
+        if pieces is None:
+            if spool.size < end:
+                raise StoreError("the blob reader is closed")
+            return
+        while spool.size < end:
+            piece = _next(self.oid, pieces)
+            start = spool.size
+            try:
+                spool.append(piece)
+            except StoreError:
+                self._window = Window()
+                self._window.begin = self._window.end = spool.size
+                self._window.append(piece[spool.size - start :], spool.size)
+                return
+        if spool.size >= self.size:
+            self._end(pieces)
+
+    def _slide(self, start: int, end: int) -> bytes:
+        """Bytes that the disk has not, by way of the window."""
+        window = self._window
+        assert window is not None
+        if start < window.begin or (self._pieces is None and window.end < end):
+            window = self._window = Window()
+            self._pieces = self._begin()
+        pieces = self._pieces
+        while window.end < end:
+            assert pieces is not None
+            window.append(_next(self.oid, pieces), start)
+        if pieces is not None and window.end >= self.size:
+            self._end(pieces)
+        found = window.read_at(end - start, start)
+        window.forget_before(end)
+        return found
+
+    def _end(self, pieces: Iterator[bytes]) -> None:
+        for _ in pieces:  # runs the final check
+            pass
+        self._pieces = None
 
     def verify(self, alive: Callable[[], None] = lambda: None) -> None:
         """Go to the end, where damage shows, without keeping what nobody has read: nothing can be read
         afterwards that was not before. ObjectCorrupt when there is some; *alive* is told of progress.
         """
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-            try:
-                for _ in self._pieces or ():
-                    alive()
-            except ObjectCorrupt as error:
-                self._fail(error)
-            except OSError as error:
-                self._fail(failed(f"cannot read object {self.oid.hex()}", error))
+        with self._lock, self._noting_damage():
+            for _ in self._pieces or ():
+                alive()
             self._pieces = None
 
-    def _advance(self, spool: Spool, end: int) -> None:
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-            pieces = self._pieces
-            if pieces is None:
-                if spool.size < end:
-                    raise StoreError("the blob reader is closed")
-                return
-            try:
-                while spool.size < end:
-                    self._keep(spool, self._held or next(pieces))
-                if spool.size >= self.size:
-                    for _ in pieces:  # runs the final check
-                        pass
-                    self._pieces = None
-            except StopIteration:
-                self._fail(ObjectCorrupt(f"object {self.oid.hex()} is cut off"))
-            except ObjectCorrupt as error:
-                self._fail(error)
-            except OSError as error:
-                self._fail(failed(f"cannot read object {self.oid.hex()}", error))
-
-    def _keep(self, spool: Spool, piece: bytes) -> None:
-        """Append; what a full disk did not take is kept for the next try."""
-        start = spool.size
-        try:
-            spool.append(piece)
-            self._held = b""
-        except StoreError:
-            self._held = piece[spool.size - start :]
-            raise
-
-    def _fail(self, error: StoreError) -> None:
+    def _fail(self, error: StoreError) -> NoReturn:
         self._failure = error
         self._pieces = None
         raise error
@@ -377,3 +465,11 @@ class BlobReader:
         with self._lock:
             self._spool = None
             self._pieces = None
+            self._window = None
+
+
+def _next(oid: Oid, pieces: Iterator[bytes]) -> bytes:
+    piece = next(pieces, None)
+    if piece is None:
+        raise ObjectCorrupt(f"object {oid.hex()} is cut off")
+    return piece

@@ -303,6 +303,22 @@ def test_a_repository_that_fails_stops_nobody_and_gets_everything_later(
     assert committed(mount, "file 19") == b"19" * 1000
 
 
+def test_large_files_are_read_while_the_state_directory_is_full(small: Small, mounts: Mounts) -> None:
+    place = small(mounts.base / "state", "3m")
+    mount = mounts(f"state_dir={place}/s", *QUICK)
+    quiet(mount)
+    data = os.urandom(4 << 20)
+    (mount.path / "large").write_bytes(data)
+    mount.umount()
+    mount.start()
+    fill(place)
+    assert (mount.path / "large").read_bytes() == data
+    with (mount.path / "large").open("rb") as file:
+        file.seek(2 << 20)
+        assert file.read(100) == data[2 << 20 :][:100]
+    (place / "filler").unlink()
+
+
 def test_a_damaged_object_costs_its_file_and_is_named(mounts: Mounts) -> None:
     mount = mounts(*QUICK)
     quiet(mount)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import struct
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_store_support import new_store, tmp_of
 
-from caiafs.errors import ObjectCorrupt, StoreError
+from caiafs.errors import ObjectCorrupt
 from caiafs.store import Store
 from caiafs.store.pack import index_v2
 
@@ -184,9 +183,8 @@ def test_a_spool_leaves_room_on_its_disk(store: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "fstatvfs", nearly_full)
     reader = store.open_blob(oid, tmp_of(store))
     assert reader.read(0, 10) == bytes(10)
-    with pytest.raises(StoreError) as caught:
-        reader.read(255 * MIB, 10)
-    assert caught.value.errno == errno.ENOSPC
+    with little_memory():
+        assert reader.read(255 * MIB, 10) == bytes(10)
     assert reader.spooled <= 80 * MIB
     monkeypatch.undo()
     assert reader.read(255 * MIB, 10) == bytes(10)

@@ -19,7 +19,18 @@ import pytest
 from test_store_support import commit_files, fsck, git, new_store, oid_of, tmp_of, write
 
 from caiafs.errors import ObjectCorrupt, ObjectMissing, StoreError
-from caiafs.store import BLOB, EMPTY_TREE, REGULAR, TREE, BlobReader, Oid, Store, TreeEntry, encode_tree
+from caiafs.store import (
+    BLOB,
+    EMPTY_TREE,
+    REGULAR,
+    TREE,
+    BlobReader,
+    Oid,
+    Store,
+    TreeEntry,
+    blobs,
+    encode_tree,
+)
 from caiafs.store.pack import index_v2
 
 MIB = 1 << 20
@@ -503,10 +514,12 @@ def test_several_threads_share_a_reader(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_a_full_spool_fails_the_read_and_not_the_reader(
+def test_a_full_disk_does_not_keep_a_large_blob_from_being_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What the disk takes is there, the rest comes by way of memory: read on, back and forth, all at once."""
     store = new_store(tmp_path)
+    monkeypatch.setattr(blobs, "_WINDOW", 300_000)
     oid, data = big_blob(store, 4 * MIB)
     reader = store.open_blob(oid, str(tmp_path))
     real = os.pwrite
@@ -518,14 +531,58 @@ def test_a_full_spool_fails_the_read_and_not_the_reader(
         return real(fd, piece[: room - offset], offset)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    assert reader.read(500_000, 10) == data[500_000:500_010]
-    for _ in range(3):
-        with pytest.raises(StoreError) as caught:
-            reader.read(3 * MIB, 10)
-        assert caught.value.errno == errno.ENOSPC
-        assert reader.read(900_000, 10) == data[900_000:900_010]
+    stretches = [(500_000, 10), (3 * MIB, 10), (900_000, 200_000), (2 * MIB, 10), (len(data) - 5, 10)]
+    stretches += [(0, len(data)), (999_999, 2), (3 * MIB, 3), (1_200_000, MIB), (500, 10)]
+    for offset, length in stretches * 2:
+        assert reader.read(offset, length) == data[offset : offset + length], (offset, length)
+    assert reader.spooled == room
+    for offset in range(0, len(data), 100_000):
+        assert reader.read(offset, 100_000) == data[offset : offset + 100_000]
+        if offset > 2 * MIB:
+            assert reader._window is not None
+            assert sum(map(len, reader._window._pieces)) <= MIB
     monkeypatch.undo()
     assert reader.read(0, len(data)) == data
+    reader.close()
+    with pytest.raises(StoreError):
+        reader.read(2 * MIB, 10)
+
+
+def test_damage_is_told_where_the_disk_is_full_too(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    data = random.Random(1).randbytes(3 * MIB)
+    oid = hashlib.sha1(b"blob %d\0" % len(data) + data).digest()
+    put_loose(store, oid, zlib.compress(b"blob %d\0" % len(data) + data[:-1] + b"?", 1))
+    reader = store.open_blob(oid, str(tmp_path / "absent"))
+    assert reader.read(0, 100) == data[:100]
+    for _ in range(2):
+        with pytest.raises(ObjectCorrupt, match=oid.hex()):
+            reader.read(len(data) - 100, 100)
+
+
+def test_the_base_of_a_delta_is_in_memory_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(tmp_path)
+    data = random.Random(1).randbytes(2 * MIB)
+    git(store.git_dir, "config", "core.bigFileThreshold", "1g")
+    for changed in (data, data[:MIB] + b"!" + data[MIB:]):
+        oid = bytes.fromhex(
+            git(store.git_dir, "hash-object", "-w", "--stdin", stdin=changed).decode().strip()
+        )
+        git(store.git_dir, "update-ref", f"refs/tags/t{len(changed)}", oid.hex())
+    git(store.git_dir, "repack", "-adfq")
+    contents = []
+    for name in git(store.git_dir, "rev-parse", f"t{len(data)}", f"t{len(data) + 1}").decode().split():
+        reader = store.open_blob(bytes.fromhex(name), str(tmp_path / "absent"))
+        contents.append(reader.read(0, reader.size))
+    assert contents == [data, data[:MIB] + b"!" + data[MIB:]]
+    monkeypatch.setattr(blobs, "IN_MEMORY", MIB)
+    spool = blobs.Spool(str(tmp_path / "absent"), MIB)
+    spool.append(bytes(MIB))
+    with pytest.raises(StoreError):
+        spool.append(b"x")
+    assert spool.read_at(MIB, 0) == bytes(MIB)
 
 
 def test_damage_stays_reported_to_every_later_read(tmp_path: Path) -> None:
@@ -551,8 +608,6 @@ def test_a_spool_directory_without_nameless_files_works(
     reader: BlobReader = store.open_blob(oid, str(tmp_path))
     assert reader.read(0, reader.size) == data
     assert os.listdir(tmp_path) == ["repo.git"]
-    with pytest.raises(StoreError):
-        store.open_blob(oid, str(tmp_path / "absent"))
 
 
 def test_loose_objects_over_half_a_gigabyte_are_read(tmp_path: Path) -> None:
