@@ -1,6 +1,6 @@
 # Short names for the scripts in .ci, which also work where make is missing.
 
-.PHONY: mount8-test crash soak failover demo test check lint format setup share deb package-test bench bench-quick monitoring-test fuzz
+.PHONY: crash soak failover demo test check lint format setup share deb package-test bench bench-quick monitoring-test fuzz
 
 demo:
 	@sh .ci/demo
@@ -38,10 +38,6 @@ monitoring-test: setup
 # Every fault of a repository and of a journal's disk under a real mount, as root; two minutes.
 failover: setup
 	.venv/bin/python -m pytest tests/unit/test_failover.py tests/mount/test_failing_tiers.py -m "slow or not slow"
-
-# fstab, mount(8) and automount under a real systemd; half a minute, as root.
-mount8-test: setup
-	.venv/bin/python -m pytest tests/systemd/test_mount8.py -m slow
 
 format: setup
 	.venv/bin/ruff format caiafs tests bench .ci/shipping

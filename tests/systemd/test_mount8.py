@@ -37,9 +37,6 @@ mkdir -p /mnt/plain /mnt/other
 install -d -o ada -g ada /home/ada/notes
 """
 
-# Beside a whole suite the guest's daemons were seen to end too late: `make mount8-test` runs these alone.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def machine(bare_machine: Machine) -> Machine:
