@@ -52,12 +52,14 @@ class Packer(Protocol):
     def add_stream(self, size: int, chunks: Iterator[bytes]) -> bytes: ...
 
 
-class BasesDamaged(StoreError):
-    """Files cannot be written, since the blobs that their changes rest on do not read back: see `files`."""
+class Unreadable(StoreError):
+    """What a batch rests on does not read back: *files* whose changes are over a damaged blob, *directories*
+    whose trees or records are damaged; inode numbers, with reasons."""
 
-    def __init__(self, files: dict[int, str]) -> None:
-        super().__init__(next(iter(files.values())))
+    def __init__(self, files: dict[int, str], directories: dict[int, str]) -> None:
+        super().__init__(next(iter((files | directories).values())))
         self.files = files
+        self.directories = directories
 
 
 class Built(NamedTuple):
@@ -87,6 +89,7 @@ class Builder:
         self._built: dict[int, tuple[bytes | None, bytes | None]] = {}
         self._changes: list[PathChange] = []
         self._damaged: dict[int, str] = {}
+        self._damaged_directories: dict[int, str] = {}
         self.done = 0
         """Names that are written; how many there are in all is `total`."""
         self.total = 0
@@ -97,15 +100,18 @@ class Builder:
     ) -> Built:  # fmt: skip
         """Write the objects of the batch. Raises StoreError, JournalDamaged, OSError.
 
-        BasesDamaged comes when all was tried, so that it names every file that cannot be written.
+        Unreadable comes when all was tried, so that it names everything that cannot be written.
         """
         self._directories = directories
         self.total = sum(len(state.entries) for state in directories.values())
         for state, path, diverted in reversed(self._order()):
-            self._built[state.ino] = self._directory(state, path, diverted)
+            try:
+                self._built[state.ino] = self._directory(state, path, diverted)
+            except (ObjectCorrupt, ObjectMissing) as error:
+                self._damaged_directories[state.ino] = str(error)
             self._alive()
-        if self._damaged:
-            raise BasesDamaged(self._damaged)
+        if self._damaged or self._damaged_directories:
+            raise Unreadable(self._damaged, self._damaged_directories)
         tree, side = self._built.get(ROOT_INO, (root.oid, root.side))
         record = _record(b"", root, 0o040000, tree or NO_OID)
         meta = self._packer.add(BLOB, encode_meta(Meta(record, next_ino, root.epoch, tuple(links))))
@@ -197,7 +203,7 @@ class Builder:
                 after = None  # what is in it was listed one by one
                 if before is not None and before[0] == 0o040000:
                     continue
-            if before != after:
+            if before != after and not (state.rewritten and _is_known(state.entries[name])):
                 self._changes.append(PathChange(path + name, before, after))
         if new == old and state.tree_oid is not None:
             return state.tree_oid
@@ -348,6 +354,11 @@ class _Base:
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
+
+
+def _is_known(entry: EntryState | None) -> bool:
+    """Whether git has it already, if only where it does not read back."""
+    return entry is not None and (entry.oid or entry.gitlink) is not None
 
 
 def _record(name: bytes, e: EntryState, git_mode: int, oid: bytes, target: bytes = b"") -> SideRecord:

@@ -37,18 +37,20 @@ class Refused(StoreError):
     """The worker could not do what it was asked. *locked*: another process holds a ref's lock.
 
     *untouched*: a commit that failed had not begun to move refs, so git shows nothing of it.
-    *damaged*: the files (inode numbers) that could not be written: what their changes rest on is damaged.
+    *damaged* are the files (inode numbers with reasons) that could not be written, since what their changes
+    rest on does not read back; *unreadable* the directories.
     """
 
     def __init__(
         self, message: str, locked: bool, code: int = errno.EIO, untouched: bool = False,
-        damaged: dict[int, str] | None = None,
+        damaged: dict[int, str] | None = None, unreadable: dict[int, str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.locked = locked
         self.errno = code
         self.untouched = untouched
         self.damaged = damaged or {}
+        self.unreadable = unreadable or {}
 
 
 class WorkerProcess:

@@ -331,11 +331,14 @@ class Committer:
             self._metrics.observe("git", "commit", int(seconds * 1e9), ok=False)
             if fs.is_awaited(batch.position):
                 await self._decide(batch, error)
-            elif isinstance(error, Refused) and error.damaged:
+                if isinstance(error, Refused):
+                    fs.rewrite(error.unreadable)
+            elif isinstance(error, Refused) and (error.damaged or error.unreadable):
                 self._give_up(batch)
                 fs.hold(error.damaged)
-                await self._commit_shielded(message)  # all else
-                return
+                if fs.rewrite(error.unreadable):
+                    await self._commit_shielded(message)  # all that can be written
+                    return
             raise
         fs.kept_up_to(batch.position)
         self._doing = "letting the journal go"

@@ -23,13 +23,13 @@ import traceback
 from typing import Any, NamedTuple
 
 from .. import child
-from ..errors import CaiafsError, ObjectCorrupt, RefLocked, StoreError
+from ..errors import CaiafsError, ObjectCorrupt, ObjectMissing, RefLocked, StoreError
 from ..journal import Reader, Volatile
 from ..records import BadRecord
 from ..records.side import parse_side_message, side_message, vouch
 from ..store import Store, encode_commit
 from ..tree import DirectoryState, EntryState
-from .build import COMMIT, TREE, BasesDamaged, Builder
+from .build import COMMIT, TREE, Builder, Unreadable
 from .message import compose
 
 FRAME = struct.Struct("<I")
@@ -148,13 +148,13 @@ class Worker:
                 if name != "directories":
                     self._send("done", answer, self._tip)
 
-    def refusal(self, error: CaiafsError | OSError) -> tuple[str, bool, int, bool, dict[int, str]]:
+    def refusal(self, error: CaiafsError | OSError) -> tuple[Any, ...]:
         """What the daemon is told of an *error*: see process.Refused."""
         text = str(error)
         if isinstance(error, OSError):
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
-        damaged = error.files if isinstance(error, BasesDamaged) else {}
-        return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched, damaged
+        damaged = (error.files, error.directories) if isinstance(error, Unreadable) else ({}, {})
+        return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched, *damaged
 
     # ---- what can be asked
 
@@ -187,8 +187,10 @@ class Worker:
                 ),
             )  # fmt: skip
             pack = packer.finish()
-        except BaseException:
+        except BaseException as error:
             packer.abort()
+            if isinstance(error, Unreadable) and not os.path.isdir(os.path.join(store.git_dir, "objects")):
+                raise StoreError(f"{store.git_dir} is not there") from error
             raise
         finally:
             self._builder = None
@@ -255,9 +257,9 @@ class Worker:
     ) -> tuple[bytes | None, bytes, bool]:
         """The commit that holds *tree*: a new one, or the parent if nothing but metadata changed."""
         if len(order.parents) == 1:
-            parent = self._store.commit(order.parents[0])
-            if parent.tree == (tree or _EMPTY_TREE):
-                return order.parents[0], b"", False
+            with contextlib.suppress(ObjectCorrupt, ObjectMissing):  # then nothing shows that it is the same
+                if self._store.commit(order.parents[0]).tree == (tree or _EMPTY_TREE):
+                    return order.parents[0], b"", False
         elif not order.parents and tree is None:
             return None, b"", False
         if tree is None:

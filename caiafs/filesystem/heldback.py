@@ -25,7 +25,7 @@ import trio
 
 from ..errors import FSError, JournalDamaged, JournalError, StoreError
 from ..records import SET_SIZE, Record, SetAttr, Write
-from ..tree import Batch, Extent, File, Node
+from ..tree import Batch, Directory, Extent, File, Node
 from .directories import shown
 from .recording import Recording
 
@@ -73,6 +73,17 @@ class HeldBack(Recording):
             log.warning("%s", text, extra={"fields": {"event": "held-back", "path": path}})
         if self.held and self.held_since is None:
             self.held_since = trio.current_time()
+
+    def rewrite(self, unreadable: Mapping[int, str]) -> bool:
+        """Have the next commit write these directories (inode numbers with reasons) as memory has them, since
+        what git has of them does not read back. False if that does not help."""
+        for ino, reason in unreadable.items():
+            node = self.tree.get(ino)
+            if not isinstance(node, Directory) or not self.tree.rewrite(node):
+                return False
+            path = shown(self.tree.path(node)) if node.parent is not None else "the root directory"
+            log.warning("%s is written anew, since git cannot read what it has of it: %s", path, reason)
+        return True
 
     @property
     def carried(self) -> int:

@@ -110,9 +110,10 @@ class Batches(Inodes):
             directory.changed = set()
             batch.directories[directory.ino] = DirectoryState(
                 directory.ino, directory.tree_oid, directory.side_oid, len(directory.children or ()), {},
-                directory.unfit_from,
+                directory.unfit_from, directory.rewritten,
             )  # fmt: skip
             directory.unfit_from = None
+            directory.rewritten = False
             batch.waiting.append(directory)
         self.dirty = {}
         self.changes = 0

@@ -159,6 +159,19 @@ class Changes(Batches):
         after = self.diverted(new_parent) or not self._storable(new_name, stat.S_IFDIR)
         return self.diverted(node) != (after or node.gitlink is not None)
 
+    def rewrite(self, directory: Directory) -> bool:
+        """What git has of *directory* does not read back: the next batch has all of it. False if the last one
+        had already, or if entries that only git knows would be lost."""
+        if not directory.children or directory.unfit:
+            return False
+        if directory.tree_oid is None and directory.side_oid is None:
+            return False
+        directory.tree_oid = directory.side_oid = None
+        directory.rewritten = True
+        for name in directory.children:
+            self._mark(directory, name)
+        return True
+
     def _rebuild(self, directory: Directory) -> None:
         """Everything below moved between the user's tree and the side tree: write it all again."""
         waiting = [directory]

@@ -123,8 +123,8 @@ class Directory(Node):
     """
 
     __slots__ = (
-        "changed", "children", "epoch", "frozen", "gitlink", "held", "side_oid", "tree_oid", "unfit",
-        "unfit_from", "used",
+        "changed", "children", "epoch", "frozen", "gitlink", "held", "rewritten", "side_oid", "tree_oid",
+        "unfit", "unfit_from", "used",
     )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, time: int) -> None:
@@ -139,6 +139,7 @@ class Directory(Node):
         self.held = False
         self.unfit: dict[bytes, str] | None = None
         self.unfit_from: bytes | None = None
+        self.rewritten = False
         self.epoch = 0
         self.used = 0
 
@@ -194,7 +195,8 @@ class EntryState(NamedTuple):
 class DirectoryState(NamedTuple):
     """What changed in one directory since git knew it: name to state, None for a name that is gone.
 
-    *unfit_from* is the tree whose unfit entries it takes over; None: those of *tree_oid* stay.
+    *unfit_from* is the tree whose unfit entries it takes over; None: those of *tree_oid* stay. Of a directory
+    that is *rewritten* all names are here, since git's own do not read back.
     """
 
     ino: int
@@ -203,6 +205,7 @@ class DirectoryState(NamedTuple):
     children: int
     entries: dict[bytes, EntryState | None]
     unfit_from: bytes | None = None
+    rewritten: bool = False
 
 
 class Batch:

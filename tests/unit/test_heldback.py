@@ -6,6 +6,7 @@ Real damage to one loose object, the commit worker's own code, and git as the ju
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from support.core import Core, differences
+from support.core import SIDE, WHO, Core, differences
+from test_store_support import fsck
 from test_store_support import git as run_git
 
 from caiafs.committer.probes import Probes
@@ -74,6 +76,20 @@ def damage(core: Core, path: str, *, gone: bool = False) -> Callable[[], None]:
         file.write_bytes(whole)
 
     return mend
+
+
+def spoil(core: Core, what: str) -> Callable[[], None]:
+    """Damage any object; returns what mends it."""
+    unpack(core)
+    oid = run_git(core.git_dir, "rev-parse", what).decode().strip()
+    file = Path(core.git_dir, "objects", oid[:2], oid[2:])
+    whole = file.read_bytes()
+    file.chmod(0o600)
+    file.write_bytes(bytes(10) + whole[10:])
+    return lambda: void(file.write_bytes(whole))
+
+
+def void(_: object) -> None: ...
 
 
 def held(core: Core) -> set[str]:
@@ -325,3 +341,56 @@ def test_a_damaged_file_that_git_looks_into_stays_where_it_is(core: Core) -> Non
     put(core, b"good", b"x")
     core.commit()
     assert names(core) == {".gitmodules", "good"}
+
+
+WHAT = {
+    "a directory": "main:d",
+    "the root": "main^{tree}",
+    "records": f"{SIDE.decode()}^{{tree}}:root/=d/@",
+    "a side tree": f"{SIDE.decode()}^{{tree}}:root/=d",
+    "the last commit": "main",
+    "the last side commit": SIDE.decode(),
+}
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_a_directory_that_does_not_read_back_is_written_anew(core: Core, what: str) -> None:
+    """What is in memory goes to git as a whole, so that nothing waits; metadata and all."""
+    for name in ("d/a", "d/b", "d/e/c", "top"):
+        put(core, name.encode(), name.encode())
+    core.run(core.fs.create, core.run(core.find, b"d").ino, b"fifo", 0o010600, WHO)
+    core.fs.set_attributes(core.run(core.find, b"d/b").ino, mode=0o600)
+    core.commit()
+    mend = spoil(core, WHAT[what])
+    put(core, b"d/a", b"changed")
+    put(core, b"other", b"x")
+    core.run(core.drop, b"d/e/c")
+    core.commit()
+    assert not core.tree.is_dirty
+    assert committed(core, "d/a") == b"changed"
+    assert names(core) == {"d/a", "d/b", "top", "other"}
+    body = run_git(core.git_dir, "cat-file", "commit", "main").decode()
+    assert "top" not in body, "what did not change is not told as a change"
+    assert "d/b" not in body
+    before = core.dump()
+    mend()
+    again = core.crash()
+    assert again.fs.replayed == 0
+    assert not differences(before, again.dump(), ignore=("atime",))
+    again.close()
+    assert not fsck(core.git_dir)
+
+
+def test_a_repository_that_was_moved_away_is_no_damage(core: Core) -> None:
+    node, expected = patched(core, 5000)
+    core.run(core.fs.write, node, 100, b"changed")
+    away = core.git_dir + ".away"
+    os.rename(core.git_dir, away)
+    os.makedirs(os.path.join(core.git_dir, "caiafs/tmp"))
+    with pytest.raises(StoreError):
+        core.run(core.committer.commit, None, 1)
+    assert not core.fs.held
+    shutil.rmtree(core.git_dir)
+    os.rename(away, core.git_dir)
+    core.commit()
+    assert committed(core, "bad") == expected
