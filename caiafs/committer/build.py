@@ -31,12 +31,14 @@ from ..store import (
     Store,
     graft_unfit,
     needs_content_check,
+    parse_tree,
     patch_tree,
     storable_content,
     storable_entry,
 )
 from ..tree import GITLINK, ROOT_INO, ContentState, DirectoryState, EntryState
 from .message import PathChange
+from .recent import Recent
 
 BLOB, TREE, COMMIT = 3, 2, 1
 PIECE = 1024 * 1024
@@ -77,8 +79,9 @@ class Builder:
 
     def __init__(
         self, store: Store, packer: Packer, read: Callable[[int, int], bytes], spool: str,
-        alive: Callable[[], None],
+        alive: Callable[[], None], recent: Recent | None = None,
     ) -> None:  # fmt: skip
+        self._recent = recent or Recent()
         self._store = store
         self._packer = packer
         self._read = read
@@ -187,13 +190,11 @@ class Builder:
     def _user_tree(
         self, state: DirectoryState, path: bytes, changes: TreeChanges, listed: set[bytes], diverted: bool
     ) -> bytes | None:
-        old = b"" if state.tree_oid is None else self._store.tree_bytes(state.tree_oid)
+        old = b"" if state.tree_oid is None else self._tree(state.tree_oid)
         if diverted:
             new = b""
         elif state.unfit_from is not None:
-            new = graft_unfit(
-                patch_tree(graft_unfit(old, b""), changes), self._store.tree_bytes(state.unfit_from)
-            )
+            new = graft_unfit(patch_tree(graft_unfit(old, b""), changes), self._tree(state.unfit_from))
         else:
             new = patch_tree(old, changes)
         for name, placed in changes.items():
@@ -207,15 +208,15 @@ class Builder:
                 self._changes.append(PathChange(path + name, before, after))
         if new == old and state.tree_oid is not None:
             return state.tree_oid
-        return self._packer.add(TREE, new) if new else None
+        return self._add(TREE, new) if new else None
 
     def _side_tree(
         self, state: DirectoryState, changes: TreeChanges, records: dict[bytes, bytes | None]
     ) -> bytes | None:
-        old = b"" if state.side_oid is None else self._store.tree_bytes(state.side_oid)
-        buckets = {}
+        old, buckets = b"", {}
         if state.side_oid is not None:
-            buckets = {e.name: e.oid for e in self._store.tree(state.side_oid) if e.name.startswith(b"@")}
+            old = self._tree(state.side_oid)
+            buckets = {e.name: e.oid for e in parse_tree(old, state.side_oid) if e.name.startswith(b"@")}
         before = 1 if not buckets else 16 ** (len(next(iter(buckets))) - 1)
         count = bucket_count(state.children, before)
         if count != before:
@@ -235,15 +236,23 @@ class Builder:
                     found.pop(name, None)
                 else:
                     found[name] = record
-            changes[bucket] = (0o100644, self._packer.add(BLOB, join_records(found))) if found else None
+            changes[bucket] = (0o100644, self._add(BLOB, join_records(found))) if found else None
         new = patch_tree(old, changes)
         if new == old and state.side_oid is not None:
             return state.side_oid
-        return self._packer.add(TREE, new) if new else None
+        return self._add(TREE, new) if new else None
+
+    def _add(self, kind: int, data: bytes) -> bytes:
+        oid = self._packer.add(kind, data)
+        self._recent.note(kind, oid, data)
+        return oid
+
+    def _tree(self, oid: bytes) -> bytes:
+        return self._recent.get(TREE, oid, self._store.tree_bytes)
 
     def _bucket(self, oid: bytes) -> dict[bytes, bytes]:
         try:
-            return split_records(self._store.blob(oid))
+            return split_records(self._recent.get(BLOB, oid, self._store.blob))
         except BadRecord as error:
             raise ObjectCorrupt(f"side records {oid.hex()}: {error}") from error
 
@@ -315,7 +324,7 @@ class Builder:
                 return storable_content(name, b"".join(self._pieces(entry.content)))
             return entry.oid is not None and storable_content(name, self._store.blob(entry.oid))
         except (ObjectCorrupt, ObjectMissing):
-            old = b"" if state.tree_oid is None else self._store.tree_bytes(state.tree_oid)
+            old = b"" if state.tree_oid is None else self._tree(state.tree_oid)
             before = _find(old, name)
             return before is not None and before[1] == entry.oid
 

@@ -31,6 +31,7 @@ from ..store import Store, encode_commit
 from ..tree import DirectoryState, EntryState
 from .build import COMMIT, TREE, Builder, Unreadable
 from .message import compose
+from .recent import Recent
 
 FRAME = struct.Struct("<I")
 POLL = 0.5
@@ -111,6 +112,8 @@ class Worker:
         self._tip: bytes | None = None
         self._untouched = True
         self._builder: Builder | None = None
+        self._recent = Recent()
+        self._last: tuple[bytes, bytes] | None = None
         (self._place,) = self._receive()
         self._store = Store.open(self._place.git_dir)
         self._store.alive = self._alive
@@ -173,7 +176,8 @@ class Worker:
         reader = Reader(place.state_dir, order.volatile)
         packer = store.pack_writer(self._tmp)
         try:
-            builder = self._builder = Builder(store, packer, reader.read, self._spool, self._alive)
+            builder = Builder(store, packer, reader.read, self._spool, self._alive, self._recent)
+            self._builder = builder
             built = builder.build(directories, order.root, order.next_ino, order.links)
             self._alive(at_once=builder.total > FEW)  # all is written; what follows is the disk's time
             commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
@@ -258,7 +262,7 @@ class Worker:
         """The commit that holds *tree*: a new one, or the parent if nothing but metadata changed."""
         if len(order.parents) == 1:
             with contextlib.suppress(ObjectCorrupt, ObjectMissing):  # then nothing shows that it is the same
-                if self._store.commit(order.parents[0]).tree == (tree or _EMPTY_TREE):
+                if self._tree_of(order.parents[0]) == (tree or _EMPTY_TREE):
                     return order.parents[0], b"", False
         elif not order.parents and tree is None:
             return None, b"", False
@@ -268,7 +272,14 @@ class Worker:
         data = encode_commit(
             tree, order.parents, order.identity, order.identity, order.stamp, order.stamp, order.zone, text
         )
-        return packer.add(COMMIT, data), text, True
+        commit = packer.add(COMMIT, data)
+        self._last = commit, tree
+        return commit, text, True
+
+    def _tree_of(self, commit: bytes) -> bytes:
+        if self._last is not None and self._last[0] == commit:
+            return self._last[1]
+        return self._store.commit(commit).tree
 
     def _move_side(self, order: Order, side: bytes) -> None:
         store, ref = self._store, self._place.side

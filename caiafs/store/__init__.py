@@ -67,7 +67,7 @@ from caiafs.store.objects import (
     valid_identity,
 )
 from caiafs.store.odb import ObjectDatabase
-from caiafs.store.pack import KeptPack, PackWriter, clear_stale_keeps, clear_stale_temps
+from caiafs.store.pack import Keeper, KeptPack, PackWriter, clear_stale_keeps, clear_stale_temps
 from caiafs.store.refs import Refs, valid_ref
 
 __all__ = [
@@ -95,6 +95,7 @@ __all__ = [
     "encode_tree",
     "graft_unfit",
     "needs_content_check",
+    "parse_tree",
     "patch_tree",
     "show",
     "storable_content",
@@ -135,6 +136,7 @@ class Store:
         self._layout = layout
         self._odb = ObjectDatabase(os.path.join(self.git_dir, "objects"))
         self._refs = Refs(self.git_dir, layout.logs_refs)
+        self._keeper = Keeper(os.path.join(self.git_dir, "caiafs", "locks"))
 
     # --- making and opening
 
@@ -183,6 +185,7 @@ class Store:
         """Let go of every file. Blob readers that are open stay readable."""
         self._odb.close()
         self._refs.close()
+        self._keeper.close()
 
     def __enter__(self) -> Store:
         return self
@@ -408,7 +411,7 @@ class Store:
 
     def pack_writer(self, tmp_dir: str) -> PackWriter:
         """A new pack; *tmp_dir* is on the repository's filesystem, outside objects/."""
-        return PackWriter(self._odb.path, tmp_dir, lambda: self.alive())
+        return PackWriter(self._odb.path, tmp_dir, lambda: self.alive(), self._keeper)
 
     def clear_stale(self, tmp_dir: str) -> int:
         """Remove what a worker that was killed left behind: temporary files, `.keep`s, ref locks; how many.

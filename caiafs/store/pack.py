@@ -1,6 +1,6 @@
 """Writing packs: the one way objects get into the repository.
 
-The committer adds objects and gets one durable pack per commit: two files and four fsyncs,
+The committer adds objects and gets one durable pack per commit: two files and three fsyncs,
 however many objects; loose objects would be one fsync each and were slower from the first
 file on (docs/decisions.md). dulwich's writer was not chosen: it holds every object in memory,
 reads each one twice again, and syncs nothing.
@@ -25,7 +25,8 @@ import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 from isal import isal_zlib
 
@@ -47,40 +48,110 @@ class _Deflater(Protocol):
     def flush(self) -> bytes: ...
 
 
+class Keeper:
+    """What the `.keep` files of this process are names of: one file, synced once and locked while it is open.
+
+    So a `.keep` costs no fsync of its own, and what a power loss leaves of it has its content and no lock.
+    A filesystem without hard links gets a file for each. One thread uses a Keeper at a time.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """*directory* is where the file is, on the repository's filesystem; made when it is needed."""
+        self._directory = directory
+        self._fd = -1
+        self._path = ""
+        self._process = 0
+
+    def put(self, path: str) -> Keep | None:
+        """A `.keep` at *path*; None when somebody else keeps the pack. Raises OSError."""
+        for _ in range(2):
+            if self._fd < 0 or self._process != os.getpid():
+                self._begin()
+            try:
+                os.link(self._path, path)
+            except FileExistsError:
+                return None
+            except FileNotFoundError:
+                self.close()  # somebody tidied up
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                    raise
+                return self._put_alone(path)
+            else:
+                return Keep(path, self)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._directory)
+
+    def _begin(self) -> None:
+        self.close()
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        self._fd, self._path = _locked_temp(self._directory, ".owner")
+        self._process = os.getpid()
+        try:
+            os.write(self._fd, KEEP_PREFIX + b"%d\n" % os.getpid())
+            os.fsync(self._fd)  # or power loss leaves an empty file, which nobody may take for stale
+        except BaseException:
+            self.close()
+            raise
+
+    def _put_alone(self, path: str) -> Keep | None:
+        """The file itself at *path*: what a rename could overwrite between here and there is only the `.keep`
+        of somebody who keeps a pack with these very objects."""
+        if os.path.lexists(path):
+            return None
+        alone = Keeper(self._directory)
+        alone._begin()
+        os.rename(alone._path, path)
+        alone._path = ""
+        return Keep(path, alone)
+
+    def close(self) -> None:
+        """Let go of the file. What it still keeps counts as left behind."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            if self._path and self._process == os.getpid():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Keep(NamedTuple):
+    """A `.keep`; it is locked as long as its keeper is there."""
+
+    path: str
+    keeper: Keeper
+
+
 class KeptPack:
     """A durable pack that `.keep` protects until `release()`."""
 
-    def __init__(self, path: str, keep: str | None, keep_fd: int, objects: int, size: int) -> None:
+    def __init__(self, path: str, keep: Keep | None, objects: int, size: int) -> None:
         self.path = path  # of the .pack
         self.name = os.path.basename(path)
         self.objects = objects
         self.size = size
         self._keep = keep
-        self._keep_fd = keep_fd
 
     def release(self) -> None:
         """Remove `.keep`: a ref leads to the objects now. Harmless when done twice."""
-        if self._keep is not None:
+        keep, self._keep = self._keep, None
+        if keep is not None:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._keep)
-            self._keep = None
-        self._close()
-
-    def _close(self) -> None:
-        if self._keep_fd >= 0:
-            os.close(self._keep_fd)
-            self._keep_fd = -1
-
-    def __del__(self) -> None:
-        self._close()
+                os.unlink(keep.path)
 
 
 class PackWriter:
     """Collects objects into one pack. Ends with finish() or abort(); also a context manager that aborts."""
 
-    def __init__(self, objects_dir: str, tmp_dir: str, alive: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, objects_dir: str, tmp_dir: str, alive: Callable[[], None] = lambda: None,
+        keeper: Keeper | None = None,
+    ) -> None:  # fmt: skip
         """*alive* is told of progress, at the latest after each MiB that is written, hashed or copied."""
         self._alive = alive
+        self._keeper = keeper or Keeper(tmp_dir)
         self._synced = 0
         self._objects_dir = objects_dir
         self._tmp_dir = tmp_dir
@@ -283,8 +354,7 @@ class PackWriter:
             os.mkdir(pack_dir)
             fsync_dir(self._objects_dir)
         base = os.path.join(pack_dir, f"pack-{checksum.hex()}")
-        keep, keep_fd = _make_keep(self._tmp_dir, base + ".keep")
-        kept = KeptPack(base + ".pack", keep, keep_fd, len(self._entries), self._flushed)
+        kept = KeptPack(base + ".pack", self._keeper.put(base + ".keep"), len(self._entries), self._flushed)
         try:
             os.rename(self._path, base + ".pack")
             try:
@@ -322,10 +392,7 @@ def index_v2(entries: dict[Oid, tuple[int, int]], checksum: bytes) -> bytes:
     counts = [0] * 256
     for oid in oids:
         counts[oid[0]] += 1
-    total = 0
-    for n in range(256):
-        total += counts[n]
-        counts[n] = total
+    total = len(oids)
     places = [entries[oid] for oid in oids]
     long_offsets: list[int] = []
     offsets = []
@@ -338,7 +405,7 @@ def index_v2(entries: dict[Oid, tuple[int, int]], checksum: bytes) -> bytes:
     body = b"".join(
         (
             b"\377tOc\0\0\0\2",
-            struct.pack(">256I", *counts),
+            struct.pack(">256I", *accumulate(counts)),
             b"".join(oids),
             struct.pack(f">{total}I", *[crc for _, crc in places]),
             struct.pack(f">{total}I", *offsets),
@@ -355,39 +422,6 @@ def _locked_temp(directory: str, suffix: str) -> tuple[int, str]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd, path
-
-
-def _make_keep(tmp_dir: str, path: str) -> tuple[str | None, int]:
-    """Put a locked `.keep` at *path*: (path, descriptor), or (None, -1) when somebody else keeps the pack."""
-    fd, temporary = _locked_temp(tmp_dir, ".keep")
-    try:
-        os.write(fd, KEEP_PREFIX + b"%d\n" % os.getpid())
-        os.fsync(fd)  # or power loss leaves an empty file, which nobody may take for stale
-        _link_or_rename(temporary, path)
-    except FileExistsError:
-        os.close(fd)
-        return None, -1
-    except BaseException:
-        os.close(fd)
-        raise
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    return path, fd
-
-
-def _link_or_rename(temporary: str, path: str) -> None:
-    """Give the file its name unless that is taken: FileExistsError."""
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        # A filesystem without hard links: what a rename could overwrite between here and there is only
-        # the `.keep` of somebody who keeps a pack with these very objects.
-        if os.path.lexists(path):
-            raise FileExistsError(path) from None
-        os.rename(temporary, path)
 
 
 def clear_stale_keeps(pack_dir: str) -> int:

@@ -35,6 +35,50 @@ def blocks(size: int, seed: int = 1) -> Iterator[bytes]:
         size -= len(piece)
 
 
+def left(store: Store) -> list[str]:
+    """What is in the place for temporary files, but for what locks and `.keep`s are names of."""
+    return [name for name in os.listdir(tmp_of(store)) if name != "locks"]
+
+
+def test_keeps_are_names_of_one_file_that_is_synced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three fsyncs for a pack from the second one on: pack, index, directory."""
+    store = new_store(tmp_path)
+    write(store, [(BLOB, b"first")])
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with store.pack_writer(tmp_of(store)) as writer:
+        writer.add(BLOB, b"second")
+        kept = writer.finish()
+    assert kept is not None
+    assert len(synced) == 3
+    (keep,) = packs(store, ".keep")
+    assert Path(store.git_dir, "objects/pack", keep).stat().st_nlink == 2
+    kept.release()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK])
+def test_a_keep_on_a_filesystem_without_links_is_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store = new_store(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with store.pack_writer(tmp_of(store)) as writer:
+        writer.add(BLOB, b"kept")
+        kept = writer.finish()
+    assert kept is not None
+    assert len(packs(store, ".keep")) == 1
+    assert store.clear_stale(tmp_of(store)) == 0, "its process lives"
+    kept.release()
+    assert packs(store, ".keep") == []
+    assert left(store) == []
+
+
 def test_a_pack_is_what_git_expects(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     rng = random.Random(3)
@@ -64,7 +108,7 @@ def test_a_pack_is_what_git_expects(tmp_path: Path) -> None:
     for oid, data in zip(oids, contents, strict=True):
         assert git(store.git_dir, "hash-object", "--stdin", stdin=data).decode().strip() == oid.hex()
         assert store.blob(oid) == data
-    assert os.listdir(tmp_of(store)) == []
+    assert left(store) == []
     other = new_store(tmp_path, "other.git")
     indexed = git(other.git_dir, "index-pack", "--stdin", stdin=Path(kept.path).read_bytes())
     assert indexed.decode().split()[-1] == kept.name[5:-5]
@@ -89,7 +133,7 @@ def test_a_writer_without_objects_makes_no_pack(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     assert store.pack_writer(tmp_of(store)).finish() is None
     assert packs(store, "") == []
-    assert os.listdir(tmp_of(store)) == []
+    assert left(store) == []
 
 
 def test_a_large_blob_is_streamed_through_a_temporary_file(tmp_path: Path) -> None:
@@ -98,7 +142,7 @@ def test_a_large_blob_is_streamed_through_a_temporary_file(tmp_path: Path) -> No
     with store.pack_writer(tmp_of(store)) as writer:
         small = writer.add(BLOB, b"before")
         large = writer.add_stream(size, blocks(size))
-        assert len(os.listdir(tmp_of(store))) == 1
+        assert len(left(store)) == 1
         assert writer.add_stream(size, blocks(size)) == large
         after = writer.add(BLOB, b"after")
         kept = writer.finish()
@@ -155,7 +199,7 @@ def test_an_aborted_writer_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_of(store))
     writer.abort()
     writer.abort()
-    assert os.listdir(tmp_of(store)) == []
+    assert left(store) == []
     assert packs(store, "") == []
     with pytest.raises(StoreError):
         writer.add(BLOB, b"x")
@@ -189,7 +233,7 @@ def test_a_failing_disk_makes_no_half_pack(
         failure = error
     monkeypatch.undo()
     assert (failure is not None) == (calls >= nth)
-    assert os.listdir(tmp_of(store)) == []
+    assert left(store) == []
     if failure is not None:
         assert failure.errno == errno.ENOSPC
         assert packs(store, ".keep") == []
@@ -222,7 +266,7 @@ def test_what_a_killed_writer_left_is_cleared_and_what_lives_is_not(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == -9
     assert len(packs(store, ".keep")) == 1
-    assert len(os.listdir(tmp_of(store))) == 1
+    assert len(left(store)) == 1
     with store.pack_writer(tmp_of(store)) as writer:
         writer.add(BLOB, b"kept by the living")
         kept = writer.finish()
@@ -239,7 +283,7 @@ def test_what_a_killed_writer_left_is_cleared_and_what_lives_is_not(tmp_path: Pa
         assert store.clear_stale(tmp_of(store)) == 0
         names = packs(store, ".keep")
         assert sorted(names) == sorted([kept.name.replace(".pack", ".keep"), foreign.name, empty.name])
-        assert len(os.listdir(tmp_of(store))) == 1
+        assert len(left(store)) == 1
         assert lock.exists()
         lock.unlink()
         busy.abort()
@@ -335,7 +379,7 @@ def test_many_packs_become_few_and_nothing_is_lost(tmp_path: Path, tool: str | N
         assert {e.name: reader.blob(e.oid) for e in entries} == files
     assert fsck(store.git_dir) == ""
     assert len(git(store.git_dir, "log", "--format=%H", "main").split()) == 25
-    assert set(os.listdir(tmp_of(store))) <= {"locks"}, "what ref locks are made of"
+    assert left(store) == []
     assert all(path.suffix == ".owner" for path in Path(store.git_dir, "caiafs", "locks").iterdir())
     assert not store.consolidate(tmp_of(store), git=tool)
     kept.release()
