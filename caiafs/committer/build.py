@@ -283,6 +283,11 @@ class Builder:
 
     def _write_all(self, content: ContentState) -> bytes:
         if content.size <= PIECE:
+            if content.base is None and len(content.extents) == 1:
+                offset, length, position = content.extents[0]
+                if offset == 0 and length == content.size:  # as most new files are: in one piece
+                    self._alive()
+                    return self._packer.add(BLOB, self._read(position, length))
             return self._packer.add(BLOB, b"".join(self._pieces(content)))
         return self._packer.add_stream(content.size, self._pieces(content))
 

@@ -352,7 +352,8 @@ class Committer:
             self.landed = done.commit
             self._outside, self._notes, self._merge = None, [], False
         self._release(batch, done)
-        await trio.to_thread.run_sync(fs.journal.close_released)
+        if not fs.journal.close_little():
+            await trio.to_thread.run_sync(fs.journal.close_released)
         seconds = trio.current_time() - started
         self._metrics.commit("success", seconds)
         self._metrics.observe("git", "commit", int(seconds * 1e9))

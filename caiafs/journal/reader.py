@@ -33,7 +33,9 @@ class Reader:
 
     def read(self, position: int, length: int) -> bytes:
         """*length* bytes at *position*. Raises JournalDamaged if they are not there."""
-        inside = next((one for one in self._volatile if one.start <= position < one.end), None)
+        inside = None
+        if self._volatile:
+            inside = next((one for one in self._volatile if one.start <= position < one.end), None)
         start = self._start_of(position) if inside is None else inside.start
         fd = self._fds.get(start)
         if fd is None:

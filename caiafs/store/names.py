@@ -45,6 +45,9 @@ def _ntfs_pattern(long_name: str, short_prefix: str) -> re.Pattern[bytes]:
     return re.compile(pattern.encode(), re.IGNORECASE | re.DOTALL)
 
 
+_PLAIN = re.compile(rb"[A-Za-z0-9_-][A-Za-z0-9_.,+=@-]{0,254}")
+"""Names that nobody can take for another: in ASCII, every form of `.git` and its like begins with a dot or
+has a tilde. Most names are such, and a commit of many files asks three times for each."""
 _NTFS_DOTGIT = re.compile(rb"(?:\.git|git~1)[ .]*(?::|\Z)", re.IGNORECASE | re.DOTALL)
 _MODULES = _ntfs_pattern("gitmodules", "gi7eba")
 _ATTRIBUTES = _ntfs_pattern("gitattributes", "gi7d29")
@@ -82,6 +85,8 @@ def _is_ignore_or_mailmap(name: bytes) -> bool:
 
 def storable_entry(name: bytes, mode: int) -> bool:
     """Whether git takes an entry *name* of kind *mode* (blob contents apart, see storable_content)."""
+    if _PLAIN.fullmatch(name):
+        return True
     if not storable_name(name):
         return False
     if stat.S_ISREG(mode):
@@ -93,7 +98,7 @@ def storable_entry(name: bytes, mode: int) -> bool:
 
 def needs_content_check(name: bytes) -> bool:
     """Whether git looks into a file of this name: ask storable_content before committing one."""
-    return _is_modules(name) or _is_attributes(name)
+    return not _PLAIN.fullmatch(name) and (_is_modules(name) or _is_attributes(name))
 
 
 def storable_content(name: bytes, data: bytes) -> bool:

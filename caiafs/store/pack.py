@@ -25,6 +25,7 @@ import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -271,7 +272,7 @@ class PackWriter:
 
     def _add_raw(self, oid: Oid, raw: bytes) -> None:
         self._check_open()
-        offset = self.size
+        offset = self._flushed + len(self._buffer)
         try:
             self._write(raw)
         except BaseException:
@@ -280,8 +281,9 @@ class PackWriter:
         self._entries[oid] = (offset, zlib.crc32(raw))
 
     def _write(self, data: bytes) -> None:
-        self._buffer += data
-        if len(self._buffer) >= _IN_MEMORY or (self._flushed and len(self._buffer) >= _COPY):
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) >= _COPY and (self._flushed or len(buffer) >= _IN_MEMORY):
             self._flush()
 
     def _flush(self) -> None:
@@ -374,6 +376,7 @@ def _header(count: int) -> bytes:
     return struct.pack(">4sII", b"PACK", 2, count)
 
 
+@lru_cache(1024)
 def _entry_header(kind: int, size: int) -> bytes:
     byte = (kind << 4) | (size & 15)
     size >>= 4

@@ -108,6 +108,27 @@ def test_what_was_released_is_closed_when_it_is_asked_for(tmp_path: Path) -> Non
     journal.close()
 
 
+@pytest.mark.parametrize(
+    ("size", "syncs", "closed"), [(10, False, True), (1 << 20, False, False), (10, True, False)]
+)
+def test_little_is_closed_at_once_unless_a_sync_may_have_it(
+    tmp_path: Path, size: int, syncs: bool, closed: bool
+) -> None:
+    journal = Journal(str(tmp_path))
+    journal.append(Write(2, 0, 1, bytes(size)))
+    position = journal.seal()
+    journal.append(remove(b"b"))
+    journal.release(position)
+    opened = set(os.listdir("/proc/self/fd"))
+    if syncs:
+        journal._sync_lock.acquire()
+    assert journal.close_little() is closed
+    if syncs:
+        journal._sync_lock.release()
+    assert len(opened - set(os.listdir("/proc/self/fd"))) == closed
+    journal.close()
+
+
 def test_a_worker_lists_the_journal_once_and_sees_what_is_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_store_support import ENVIRONMENT, new_store, tmp_of
 
 from caiafs.store import (
@@ -29,6 +31,7 @@ from caiafs.store import (
     storable_entry,
     storable_name,
 )
+from caiafs.store import names as rules
 
 IGNORED = ["\u200c", "\u200d", "\u200e", "\u200f", "\u202a", "\u202e", "\u206a", "\u206f", "\ufeff"]
 NOT_IGNORED = ["\u200b", "\u2010", "\u2029", "\u202f", "\u2069", "\u2070", "\u00ad", "\ufffd"]
@@ -346,3 +349,19 @@ def test_a_special_file_beyond_the_limit_is_not_storable() -> None:
     for name, line in itertools.product((b".gitmodules", b".gitattributes"), (b"# x\n",)):
         assert not storable_content(name, line * (CONTENT_CHECK_LIMIT // len(line) + 1))
         assert storable_content(name, line * 1000)
+
+
+@given(st.from_regex(rules._PLAIN, fullmatch=True))
+def test_plain_names_are_what_the_rules_would_find(name: bytes) -> None:
+    """The short way for most names. off: a name in `_PLAIN` that a rule is about."""
+    assert rules.storable_name(name)
+    assert not rules._is_modules(name)
+    assert not rules._is_attributes(name)
+    assert not rules._is_ignore_or_mailmap(name)
+
+
+@pytest.mark.parametrize(
+    "name", [b"GIT~1", b"gitmod~1", b"GI7EBA~1", b"a:.git", b"a\\.git", b".git", b"gi7d2~12"]
+)
+def test_what_a_rule_is_about_is_not_plain(name: bytes) -> None:
+    assert rules._PLAIN.fullmatch(name) is None
