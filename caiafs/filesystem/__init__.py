@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -56,6 +56,14 @@ class Filesystem(Attributes):
         self.replayed_to = 0
         """The position of the last record that was replayed."""
         self._distrusted: set[Node] = set()
+        self._preparing: dict[type, Callable[..., None]] = {
+            Create: self._prepare_create,
+            Link: self._prepare_create,
+            Remove: self._prepare_remove,
+            Rename: self._prepare_rename,
+            Name: self._prepare_name,
+            Adopt: self._prepare_adopt,
+        }
 
     # ---- starting
 
@@ -130,32 +138,37 @@ class Filesystem(Attributes):
 
     def _prepare_now(self, record: Record) -> None:
         """Load what *record* touches, as its live counterpart did before it was recorded."""
-        kind = type(record)
-        nodes = self.tree.nodes
-        if isinstance(record, Create | Link | Remove):
-            children = self._load_now(self._a_directory(record.parent))
-            if isinstance(record, Remove) != (record.name in children):
-                raise KeyError(f"{record.name!r} is {'there already' if record.name in children else 'gone'}")
-            if isinstance(record, Create) and record.ino in nodes:
-                raise KeyError(f"inode {record.ino} is there already")
-        elif kind is Rename:
-            assert isinstance(record, Rename)
-            old, new = self._a_directory(record.parent), self._a_directory(record.new_parent)
-            movers = [self._load_now(old).get(record.name), self._load_now(new).get(record.new_name)]
-            for node, goal, name in ((movers[0], new, record.new_name), (movers[1], old, record.name)):
-                if isinstance(node, Directory) and self.tree.crosses(node, goal, name):
-                    for below in self._unloaded(node):
-                        self._load_now(below)
-        elif kind is Name:
-            assert isinstance(record, Name)
-            if record.ino not in nodes:
-                child = self._load_now(self._a_directory(record.parent)).get(record.name)
-                if child is None or child.ino != record.ino:
-                    raise KeyError(f"{record.name!r} is not inode {record.ino}")
-        elif kind is Adopt:
-            assert isinstance(record, Adopt)
-            for entry in record.entries:
-                self._load_now(self._a_directory(entry.parent))
+        prepare = self._preparing.get(type(record))
+        if prepare is not None:
+            prepare(record)
+
+    def _prepare_create(self, record: Create | Link) -> None:
+        if record.name in self._load_now(self._a_directory(record.parent)):
+            raise KeyError(f"{record.name!r} is there already")
+        if type(record) is Create and record.ino in self.tree.nodes:
+            raise KeyError(f"inode {record.ino} is there already")
+
+    def _prepare_remove(self, record: Remove) -> None:
+        if record.name not in self._load_now(self._a_directory(record.parent)):
+            raise KeyError(f"{record.name!r} is gone")
+
+    def _prepare_rename(self, record: Rename) -> None:
+        old, new = self._a_directory(record.parent), self._a_directory(record.new_parent)
+        movers = [self._load_now(old).get(record.name), self._load_now(new).get(record.new_name)]
+        for node, goal, name in ((movers[0], new, record.new_name), (movers[1], old, record.name)):
+            if isinstance(node, Directory) and self.tree.crosses(node, goal, name):
+                for below in self._unloaded(node):
+                    self._load_now(below)
+
+    def _prepare_name(self, record: Name) -> None:
+        if record.ino not in self.tree.nodes:
+            child = self._load_now(self._a_directory(record.parent)).get(record.name)
+            if child is None or child.ino != record.ino:
+                raise KeyError(f"{record.name!r} is not inode {record.ino}")
+
+    def _prepare_adopt(self, record: Adopt) -> None:
+        for entry in record.entries:
+            self._load_now(self._a_directory(entry.parent))
 
     def _learn_unfit(self, record: Adopt) -> None:
         for entry in record.entries:

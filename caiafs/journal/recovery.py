@@ -31,7 +31,7 @@ from .segment import HEADER_SIZE, Segment
 WINDOW = MAX_BODY + FRAME_SIZE
 """Bytes of a segment in memory at once: any record fits, and a file that was blown up costs no more."""
 USUAL_WINDOW = 4 * 1024 * 1024
-"""Bytes read at once unless a record is longer: the same memory each time, a quarter of the time."""
+"""Bytes read at once, before what is missing of the record that they end in."""
 _PIECE = 1 << 20
 ADVICE = "run `caiafs check` on the repository"
 
@@ -82,18 +82,20 @@ class Recovery:
         """(record, where it begins, where it ends in the file). Raises BadRecord behind the last one."""
         size = segment.end - segment.start
         base, at, data = 0, HEADER_SIZE, memoryview(b"")
-        window = USUAL_WINDOW
         while at < size:
             try:
                 record, following = decode(data, at - base)
             except BadRecord:
-                if base + len(data) >= size or (data and at == base and window == WINDOW):
+                rest = data[at - base :]
+                begin = at + len(rest)
+                missing = _missing(rest)
+                if begin >= size or missing <= 0:
                     raise
-                window = WINDOW if data and at == base else USUAL_WINDOW
-                base, data = at, memoryview(b"")
-                data = memoryview(self._disk.pread(segment.fd, min(window, size - base), base))
-                if not data:
+                # Each byte is read once, in order: so the kernel reads ahead, which a second look would end.
+                more = self._disk.pread(segment.fd, min(missing, size - begin), begin)
+                if not more:
                     raise
+                base, data = at, memoryview(bytes(rest) + more if rest else more)
                 continue
             yield record, at, base + following
             at = base + following
@@ -196,3 +198,14 @@ class Recovery:
         while os.path.basename(path) in taken:
             path += "_"
         return path
+
+
+def _missing(rest: memoryview) -> int:
+    """How many bytes to read behind *rest*, which begins where a record does and holds no whole one; 0 if
+    none would help."""
+    if not rest:
+        return USUAL_WINDOW
+    if len(rest) < FRAME_SIZE:
+        return FRAME_SIZE - len(rest)
+    length, _, _ = FRAME.unpack_from(rest)
+    return FRAME_SIZE - 1 + length - len(rest) if 1 <= length <= MAX_BODY else 0

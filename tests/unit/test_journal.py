@@ -606,6 +606,40 @@ def test_what_was_promised_survives_a_crash_at_any_call(seed: int, power: bool) 
     raise AssertionError("the workload never ends")
 
 
+# ---- reading
+
+
+def test_recovery_reads_each_byte_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(RealDisk):
+        looks: list[tuple[int, int]] = []  # noqa: RUF012  # of one test
+
+        def pread(self, fd: int, length: int, offset: int) -> bytes:
+            data = super().pread(fd, length, offset)
+            self.looks.append((offset, len(data)))
+            return data
+
+    monkeypatch.setattr(recovery, "USUAL_WINDOW", 1000)
+    journal = Journal(str(tmp_path))
+    written = [
+        Write(2, 0, 0, bytes(700)),
+        Write(2, 0, 0, bytes(5000)),
+        remove(b"a"),
+        Write(2, 0, 0, bytes(900)),
+    ]
+    for record in written:
+        journal.append(record)
+    journal.close()
+    journal = Journal(str(tmp_path), Watched())
+    del Watched.looks[:]
+    assert replayed(journal) == written
+    at = HEADER_SIZE
+    for offset, length in Watched.looks:
+        assert offset == at
+        at += length
+    assert at == segments(tmp_path)[0].stat().st_size
+    journal.close()
+
+
 # ---- flushes that nobody waits for
 
 
