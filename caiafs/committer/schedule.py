@@ -449,7 +449,7 @@ class Committer:
         return batch, Order(
             batch.position, batch.root, batch.next_ino, batch.links, parents, self.landed, self.side,
             self._identity, stamp, time.localtime(stamp).tm_gmtoff // 60, message, outside, self._notes,
-            fs.journal.volatile,
+            fs.journal.volatile, fs.journal.opened,
         )  # fmt: skip
 
     def _release(self, batch: Batch, done: Done) -> None:

@@ -58,7 +58,7 @@ class Order(NamedTuple):
 
     *parents* of the new commit; *expected* is where the branch is believed to stand;
     *side_parent* the side ref's. *stamp* is the time of the commit in seconds, *zone* in minutes.
-    *volatile* is where the daemon has records that are on no disk.
+    *volatile* is where the daemon has records that are on no disk, *opened* where it has the others open.
     """
 
     position: int
@@ -75,6 +75,7 @@ class Order(NamedTuple):
     outside: str | None
     notes: list[str]
     volatile: tuple[Volatile, ...] = ()
+    opened: tuple[Volatile, ...] = ()
 
 
 class SideSeen(NamedTuple):
@@ -119,7 +120,7 @@ class Worker:
         self._store.alive = self._alive
         self._tmp = os.path.join(self._store.git_dir, "caiafs", "tmp", self._place.branch.hex()[-40:])
         self._spool = self._tmp
-        os.makedirs(self._tmp, mode=0o700, exist_ok=True)
+        self._make_tmp()
         self._store.clear_stale(self._tmp)
 
     def run(self) -> None:
@@ -173,7 +174,8 @@ class Worker:
         directories, self._directories = self._directories, {}
         store, place = self._store, self._place
         self._untouched = True
-        reader = Reader(place.state_dir, order.volatile)
+        reader = Reader(place.state_dir, order.volatile, order.opened)
+        self._make_tmp()
         packer = store.pack_writer(self._tmp)
         try:
             builder = Builder(store, packer, reader.read, self._spool, self._alive, self._recent)
@@ -247,6 +249,7 @@ class Worker:
 
     def do_probe(self) -> bool:
         """Find out whether the repository can be read and takes new files and refs."""
+        self._make_tmp()
         self._store.probe(self._tmp, (self._place.branch, self._place.side))
         return True
 
@@ -255,6 +258,11 @@ class Worker:
         return self._store.consolidate(self._tmp)
 
     # ---- committing
+
+    def _make_tmp(self) -> None:
+        """Somebody may have tidied it away; but where the whole repository was moved, nothing is made."""
+        if os.path.isdir(os.path.join(self._store.git_dir, "objects")):
+            os.makedirs(self._tmp, mode=0o700, exist_ok=True)
 
     def _commit(
         self, packer: Any, order: Order, tree: bytes | None, changes: list[Any]

@@ -217,6 +217,14 @@ class Journal:
         )
 
     @property
+    def opened(self) -> tuple[Volatile, ...]:
+        """Where another process finds segments on disk whose names went away."""
+        if not isinstance(self._disk, RealDisk):
+            return ()
+        on_disk = (one for one in self._segments if not one.volatile)
+        return tuple(Volatile(one.start, one.end, MemoryDisk.place(one.fd)) for one in on_disk)
+
+    @property
     def volatile_bytes(self) -> int:
         """Memory that volatile segments take, also those kept for unlinked files."""
         return self._memory.used

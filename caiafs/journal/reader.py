@@ -13,7 +13,8 @@ from .segment import name_of, start_in_name
 
 
 class Volatile(NamedTuple):
-    """A segment in the daemon's memory: its positions, and where another process finds its bytes."""
+    """A segment that is in the daemon's memory, or that it has open: its positions, and where another process
+    finds its bytes."""
 
     start: int
     end: int
@@ -23,29 +24,41 @@ class Volatile(NamedTuple):
 class Reader:
     """Reads extents from a journal that another process appends to."""
 
-    def __init__(self, directory: str, volatile: Sequence[Volatile] = ()) -> None:
+    def __init__(
+        self, directory: str, volatile: Sequence[Volatile] = (), opened: Sequence[Volatile] = ()
+    ) -> None:
+        """*opened* are the daemon's own descriptors, for segments that somebody took away."""
         self.directory = directory
         self._volatile = volatile
+        self._daemons = opened
         self._place = -1
         self._starts: list[int] = []
         self._reach = 0  # how far the listed segments go
-        self._fds: dict[int, int] = {}
+        self._fds: dict[str, int] = {}
 
     def read(self, position: int, length: int) -> bytes:
         """*length* bytes at *position*. Raises JournalDamaged if they are not there."""
-        inside = None
-        if self._volatile:
-            inside = next((one for one in self._volatile if one.start <= position < one.end), None)
-        start = self._start_of(position) if inside is None else inside.start
-        fd = self._fds.get(start)
+        inside = _covering(self._volatile, position)
+        if inside is None:
+            try:
+                start = self._start_of(position)
+                return self._read_at(start, name_of(start), position, length)
+            except (OSError, JournalDamaged):
+                inside = _covering(self._daemons, position)
+                if inside is None:
+                    raise
+        return self._read_at(inside.start, inside.path, position, length)
+
+    def _read_at(self, start: int, path: str, position: int, length: int) -> bytes:
+        """From the segment that begins at *start*; *path* is its name, or the kernel's link to it."""
+        fd = self._fds.get(path)
         if fd is None:
-            if inside is None:
-                fd = os.open(
-                    name_of(start), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._opened()
-                )
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            if path[0] == "/":
+                fd = os.open(path, flags)
             else:
-                fd = os.open(inside.path, os.O_RDONLY | os.O_CLOEXEC)  # a link that only the kernel makes
-            self._fds[start] = fd
+                fd = os.open(path, flags | os.O_NOFOLLOW, dir_fd=self._opened())
+            self._fds[path] = fd
         data = os.pread(fd, length, position - start)
         if len(data) != length:
             raise JournalDamaged(f"{self.directory}: the segment at {start} ends before {position + length}")
@@ -82,3 +95,7 @@ class Reader:
             self._place = -1
         self._fds = {}
         self._starts = []
+
+
+def _covering(segments: Sequence[Volatile], position: int) -> Volatile | None:
+    return next((one for one in segments if one.start <= position < one.end), None) if segments else None

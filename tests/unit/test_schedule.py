@@ -6,6 +6,7 @@ The worker is the real one, in this process; it can be told to refuse.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -301,3 +302,24 @@ def test_idle_means_idle(play: Play) -> None:
         assert not stage.core.committer._fs.is_dirty
 
     play(scene)
+
+
+@pytest.mark.parametrize("what", ["segments", "the state directory", "the folder for new packs"])
+def test_what_was_tidied_away_beside_a_mount_keeps_nothing_from_git(tmp_path: Path, what: str) -> None:
+    """The daemon has its segments open, whatever happens to their names."""
+    core = Core(tmp_path, memory=1 << 16, segment_size=4096)
+    core.run(core.put, b"f", b"x" * 300_000)
+    core.run(core.put, b"g", b"y" * 300_000)
+    if what == "segments":
+        segments = sorted(Path(core.state).glob("*.seg"))
+        assert len(segments) > 1
+        for path in segments[1:]:  # so that a position could be looked for in the one before
+            path.unlink()
+    elif what == "the state directory":
+        shutil.rmtree(core.state)
+    else:
+        shutil.rmtree(Path(core.git_dir, "caiafs/tmp"))
+    core.commit()
+    assert run_git(core.git_dir, "cat-file", "blob", "main:g") == b"y" * 300_000
+    assert not fsck(core.git_dir)
+    core.close()
