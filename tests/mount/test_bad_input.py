@@ -194,7 +194,7 @@ def test_a_file_as_large_as_numbers_go_is_refused_and_wedges_nothing(mount: Moun
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
             _write_and_sync(file)
         file.truncate(5)
-    os.truncate(path, 1 << 30)
+    os.truncate(path, 160 << 20)
     mount.commit()
     os.truncate(path, 5)
     assert path.read_bytes() == b"small"

@@ -282,12 +282,14 @@ def test_python_venv_and_pip(room: Path) -> None:
     env = environment(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INDEX="1", HOME=str(room))
     env.pop("PYTHONPATH")
     env.pop("PYTHONDONTWRITEBYTECODE")
-    run(sys.executable, "-m", "venv", room / "env", env=env)
+    # A pip of its own would be a thousand files more to unpack: test_trees.py has such trees.
+    run(sys.executable, "-m", "venv", "--without-pip", room / "env", env=env)
     python = room / "env" / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", wheel, env=env)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "-q", wheel, env=env)
     assert run(room / "env" / "bin" / "tiny", env=env).stdout == "hello from the mount\n"
     assert run(python, "-c", "import tiny; print(tiny.__file__)", env=env).stdout.startswith(str(room))
-    run(python, "-m", "pip", "uninstall", "-y", "-q", "tiny", env=env)
+    run(*pip, "uninstall", "-y", "-q", "tiny", env=env)
     run(python, "-c", "import tiny", env=env, status=1)
 
 
