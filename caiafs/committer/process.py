@@ -77,6 +77,10 @@ class WorkerProcess:
         self._inbox: trio.MemoryReceiveChannel[tuple[Any, ...]] | None = None
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
+        self.mounted: tuple[str, str] | None = None
+        """The mount's device and place, once there is one: a worker that knows them ends the mount's
+        connection if this process dies and cannot let go of it."""
+        self._guards = False
         self.starts = 0
         self.signs = 0
         """Messages from the worker so far: while it works on a batch, each tells that it gets on."""
@@ -118,6 +122,9 @@ class WorkerProcess:
         assert stream is not None
         assert inbox is not None
         try:
+            if self.mounted is not None and not self._guards:
+                self._guards = True
+                ahead = chain((("guard", *self.mounted),), ahead)
             await self._send(stream, chain(ahead, (message,)))
             return await self._answer(inbox)
         except Refused:
@@ -189,6 +196,7 @@ class WorkerProcess:
                 ours.close()
                 raise WorkerGone(f"the commit worker could not be started: {error}") from error
         self.starts += 1
+        self._guards = False
         self._ended = trio.Event()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._answers, self._inbox = trio.open_memory_channel[tuple[Any, ...]](64)

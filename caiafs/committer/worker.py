@@ -149,7 +149,7 @@ class Worker:
                 problem = StoreError(f"unexpected error in the commit worker: {error!r}")
                 self._send("failed", *self.refusal(problem))
             else:
-                if name != "directories":
+                if name not in ("directories", "guard"):
                     self._send("done", answer, self._tip)
 
     def refusal(self, error: CaiafsError | OSError) -> tuple[Any, ...]:
@@ -161,6 +161,10 @@ class Worker:
         return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched, *damaged
 
     # ---- what can be asked
+
+    def do_guard(self, device: str, mountpoint: str) -> None:
+        """See to it that a dead daemon's mount does not keep anybody waiting. Has no answer."""
+        child.guard(device, mountpoint)
 
     def do_directories(self, states: list[DirectoryState]) -> None:
         """A part of the next batch; a directory's entries may come in several parts."""

@@ -178,7 +178,7 @@ def hand_over(path: str) -> None:
 
     It waits for requests that the daemon serves. Raises OSError.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_filesystem(fd, path)
     finally:
@@ -186,10 +186,22 @@ def hand_over(path: str) -> None:
 
 
 def sync_filesystem(fd: int, path: str) -> None:
-    """syncfs(2) of what *fd* is on; *path* is for the error."""
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
+    """syncfs(2) of what *fd* is on, which may be O_PATH; *path* is for the error. Raises OSError.
+
+    By a process of its own. A thread of the daemon would wait here for the daemon's own answers, where no
+    signal reaches it: after a kill -9 in that moment it would keep the FUSE descriptor open, so that the
+    kernel never learns of the daemon's death, and whoever uses the mount would wait for ever.
+    """
+    program = shutil.which("sync")
+    if program is None:
+        raise OSError(errno.ENOENT, "sync(1) is missing")
+    done = subprocess.run(
+        [program, "-f", f"/proc/self/fd/{fd}"],
+        stdin=subprocess.DEVNULL, capture_output=True, pass_fds=(fd,), check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().rpartition(": ")[2]
+        raise OSError(errno.EIO, said or f"{program} failed", path)
 
 
 def is_automounted(mountpoint: str) -> bool:

@@ -401,6 +401,7 @@ class Mount:
     async def _announce(self, started: trio.Event, ready: Callable[[], None]) -> None:
         await started.wait()
         self._device = await trio.to_thread.run_sync(kernel.device_of, self.config.mountpoint)
+        self.worker.mounted = self._device, self.config.mountpoint
         await trio.to_thread.run_sync(kernel.read_ahead, self._device)
         await trio.to_thread.run_sync(note_helper, self.config.mountpoint)
         self._automounted = is_automounted(self.config.mountpoint)

@@ -62,7 +62,7 @@ def let_go(path: str) -> bool:
             raise
     else:
         return True
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         unmount(path, lazy=True)
         sync_filesystem(fd, path)

@@ -6,6 +6,7 @@ Each test looks at the data again after a remount; the fixture checks repository
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -16,8 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from support.mounts import Mount, Mounts, is_mounted, run, wait_until
+from support.processes import Process
 from support.users import in_child, join, need_root, own_namespace
 
+PIDFD_GETFD = 438
 ENDED = r"unmounted|let go|could not be unmounted|hand over|still use|ended"
 
 
@@ -318,4 +321,69 @@ def test_programs_that_use_the_mount_when_the_daemon_is_killed(mount: Mount) -> 
     os.close(fd)
     assert time.monotonic() - begin < 10
     mount.start()
+    assert_held(mount, held)
+
+
+def fuse_descriptor(pid: int) -> int:
+    """The FUSE descriptor of the process *pid*, which is thereby open here, too."""
+    (number,) = (
+        int(name)
+        for name in os.listdir(f"/proc/{pid}/fd")
+        if os.readlink(f"/proc/{pid}/fd/{name}") == "/dev/fuse"
+    )
+    process = os.pidfd_open(pid)
+    try:
+        fd = int(ctypes.CDLL(None).syscall(PIDFD_GETFD, process, number, 0))
+    finally:
+        os.close(process)
+    assert fd >= 0
+    return fd
+
+
+def is_cut_off(path: Path) -> bool:
+    try:
+        os.listdir(path)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN  # ECONNABORTED to who waits at that moment
+    return False
+
+
+def test_killed_daemon_that_does_not_let_go_of_its_descriptor(mount: Mount) -> None:
+    """As one with a thread that hangs in the kernel: the worker ends the connection in its stead."""
+    need_root()
+    held = fill(mount)
+    mount.commit()
+    fd = fuse_descriptor(mount.pid)
+    try:
+        mount.signal(signal.SIGKILL)
+        wait_until(lambda: is_cut_off(mount.path), what="the end of the connection")
+        assert is_mounted(mount.path)
+    finally:
+        os.close(fd)
+        mount.kill()
+    mount.start()
+    assert_held(mount, held)
+
+
+def test_daemon_killed_while_the_kernel_hands_over(mount: Mount) -> None:
+    """Nothing of the daemon waits for the daemon: it is gone at once, and so is whoever wrote."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError), (mount.path / "large").open("wb", buffering=0) as file:
+            for _ in range(400):  # the kernel takes what it never gets rid of, too
+                file.write(bytes(1 << 20))
+
+    def is_asked() -> bool:
+        children = Process.of(mount.pid).children()  # type: ignore[union-attr]
+        return any(Path(f"/proc/{child.pid}/comm").read_text() == "sync\n" for child in children)
+
+    held = fill(mount)
+    writer = in_child(write)
+    asker = in_child(lambda: mount.caiafs("sync", mount.path, status=None))
+    wait_until(is_asked, what="the kernel being asked for what it holds")
+    mount.kill()
+    for child in (writer, asker):
+        join(child)
+    mount.start()
+    (mount.path / "large").unlink()
     assert_held(mount, held)
