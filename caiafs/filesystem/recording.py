@@ -37,6 +37,8 @@ class Recording(Directories):
         self._frozen_at = 0
         self._atimes: dict[Node, None] = {}
         self._sync_running: trio.Event | None = None
+        self._sync_shared = False
+        """Somebody else wanted a flush while the last one ran."""
         self.last_change = 0.0
         self.first_change: float | None = None
         self.changed = trio.Event()
@@ -416,6 +418,7 @@ class Recording(Directories):
         target = self.journal.tail
         while self.journal.durable < target:
             if self._sync_running is not None:
+                self._sync_shared = True
                 await self._sync_running.wait()
                 continue
             self._sync_running = trio.Event()
@@ -442,7 +445,9 @@ class Recording(Directories):
 
     async def _flush(self) -> None:
         """`Journal.sync`, in a thread only where it has to be. Raises JournalError."""
-        await trio.lowlevel.checkpoint()  # requests that are at hand go first: theirs may be fsyncs, too
+        if self._sync_shared:
+            self._sync_shared = False
+            await trio.lowlevel.checkpoint()  # requests that are at hand go first: theirs may be fsyncs, too
         done = self.journal.start_sync()
         if done is None:
             await trio.to_thread.run_sync(self.journal.sync)
