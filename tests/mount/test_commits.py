@@ -33,7 +33,8 @@ def test_first_commit_creates_the_branch(mount: Mount) -> None:
     assert count(mount) == 1
 
 
-def test_commit_says_what_changed(mount: Mount) -> None:
+def test_commit_says_what_changed(mounts: Mounts) -> None:
+    mount = mounts("commit_quiet=1h", "commit_interval=1h")  # or a slow test would find its changes committed
     (mount.path / "a.txt").write_text("one\n")
     mount.commit()
     assert subject(mount) == "Add a.txt"
