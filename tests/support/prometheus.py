@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -78,14 +79,16 @@ class Prometheus:
         self._base = f"http://127.0.0.1:{port}"
 
     def get(self, path: str, **parameters: str) -> Any:
-        """What its API says; None while it does not answer."""
+        """What its API says; None while it does not answer, or says that it is not ready yet."""
         url = f"{self._base}{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=20) as answer:
                 return json.loads(answer.read() or b"null") if path.startswith("/api") else True
-        except OSError as error:
-            if hasattr(error, "read"):
-                pytest.fail(f"{url}: {error.read().decode()}")
+        except urllib.error.HTTPError as error:
+            if error.code == 503:
+                return None
+            pytest.fail(f"{url}: {error.read().decode()}")
+        except OSError:
             return None
 
     def query(self, expression: str) -> list[dict[str, Any]]:
