@@ -5,6 +5,7 @@ Real damage to one loose object, the commit worker's own code, and git as the ju
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -394,3 +395,35 @@ def test_a_repository_that_was_moved_away_is_no_damage(core: Core) -> None:
     os.rename(away, core.git_dir)
     core.commit()
     assert committed(core, "bad") == expected
+
+
+def test_where_only_git_keeps_changes_the_call_fails_for_this_file_alone(tmp_path: Path) -> None:
+    core = Core(tmp_path, primary="git", enable_fallback=False)
+    node = put(core, b"bad", os.urandom(5000))
+    damage(core, "bad")
+    with pytest.raises(FSError) as caught:
+        core.run(core.fs.write, node, 100, b"changed")
+    assert caught.value.errno == errno.EIO
+    put(core, b"good", b"x")
+    assert committed(core, "good") == b"x"
+    assert not core.fs.held
+    assert not core.fs.is_dirty
+    core.close()
+
+
+def test_git_in_front_falls_back_for_this_file_alone(tmp_path: Path) -> None:
+    core = Core(tmp_path, primary="git")
+    node = put(core, b"bad", os.urandom(5000))
+    core.commit()
+    damage(core, "bad")
+
+    async def change() -> None:
+        await core.fs.write(node, 100, b"changed")
+        await core.fs.acknowledged()
+        await core.put(b"good", b"x")
+        await core.fs.acknowledged()
+
+    core.run(change)
+    assert committed(core, "good") == b"x"
+    assert held(core) == {"bad"}
+    core.close()
