@@ -30,7 +30,7 @@ class Layout:
             head_dir = _follow_gitfile(head_dir)
         if not _is_git_dir(head_dir):
             raise RepositoryMissing(
-                f"there is no git repository at {path}; `-o init` creates a bare one, "
+                f"there is no git repository at {path}; `caiafs mount -o init` creates a bare one, "
                 f"or name the top of a work tree or its .git directory"
             )
         self.head_dir = head_dir  # of the work tree that was named
