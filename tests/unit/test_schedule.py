@@ -64,10 +64,11 @@ class Stage:
         return self.commits
 
     async def idle(self) -> None:
-        """Everybody did what can be done without time going by, threads that load directories too."""
+        """Everybody did what can be done without time going by, threads too."""
+        others = trio.to_thread.current_default_thread_limiter()
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked(0.005)
-            while self.core.fs._threads.borrowed_tokens:
+            while self.core.fs._threads.borrowed_tokens or others.borrowed_tokens:
                 await trio.testing.wait_all_tasks_blocked(0.005)
 
     @property
