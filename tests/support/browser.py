@@ -58,6 +58,7 @@ class Browser:
              f"--user-data-dir={self._profile}", "about:blank"],
             pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "TMPDIR": self._profile},  # where it leaves things, and they go with it
         )  # fmt: skip
         os.close(to_read)
         os.close(to_write)
