@@ -32,10 +32,13 @@ from ..tree import DirectoryState, EntryState
 from .build import COMMIT, TREE, Builder, Unreadable
 from .message import compose
 from .recent import Recent
+from .refwatch import RefWatch
 
 FRAME = struct.Struct("<I")
 POLL = 0.5
-"""Seconds between looks at the branch while there is nothing to do."""
+"""Seconds between looks at the branch where nothing tells that it moved."""
+SELDOM = 60.0
+"""Seconds between looks where something does."""
 ALIVE = 0.25
 """Seconds between signs of life while a batch is worked on, which also say how far it is."""
 FEW = 100
@@ -114,6 +117,8 @@ class Worker:
         self._untouched = True
         self._builder: Builder | None = None
         self._recent = Recent()
+        self._watch: RefWatch | None = None
+        self._hears = False
         self._last: tuple[bytes, bytes] | None = None
         (self._place,) = self._receive()
         self._store = Store.open(self._place.git_dir)
@@ -127,12 +132,14 @@ class Worker:
         """Serve until the input ends."""
         self._tip = self._store.read_ref(self._place.branch)
         self._send("ready", self._tip)
+        if self._place.watch:
+            self._watch = RefWatch(self._store.git_dir, self._place.branch)
+            self._hears = self._watch.arm()
+            self._look()  # it may have moved before it was watched
         while True:
-            if not self._received:
-                readable, _, _ = select.select([self._inlet], [], [], POLL if self._place.watch else None)
-                if not readable:
-                    self._look()
-                    continue
+            if not self._received and not self._wait():
+                self._look()
+                continue
             try:
                 name, *arguments = self._receive()
             except EOFError:
@@ -151,6 +158,18 @@ class Worker:
             else:
                 if name not in ("directories", "guard"):
                     self._send("done", answer, self._tip)
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False if that is a look at the branch."""
+        watch = self._watch
+        if watch is None:
+            return True
+        sources = [self._inlet, watch.fd] if self._hears else [self._inlet]
+        readable, _, _ = select.select(sources, [], [], SELDOM if self._hears else POLL)
+        if self._inlet in readable:
+            return True
+        self._hears = watch.arm()
+        return False
 
     def refusal(self, error: CaiafsError | OSError) -> tuple[Any, ...]:
         """What the daemon is told of an *error*: see process.Refused."""
