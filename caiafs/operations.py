@@ -70,8 +70,8 @@ def _request(
                 result = await function(self, *args, **kwargs)
                 if stamps:
                     self._owes_times = True
-                if fs.write_through is not None and (fs.unkept or fs.config.primary == "git"):
-                    await fs.acknowledged()
+                if fs.config.primary == "git" and fs.write_through is not None:
+                    await fs.preferred()
                 return result
             except FUSEError:
                 raise
@@ -298,19 +298,21 @@ class Operations(pyfuse3.Operations):
             if fields.update_mode or fields.update_uid or fields.update_gid or fields.update_size:
                 self._virtual.setattr(inode)
             return self._virtual_attributes(inode)  # the kernel's own note of a time
-        return self._attributes(
-            self._fs.set_attributes(
-                inode,
-                mode=attr.st_mode & 0o7777 if fields.update_mode else None,
-                uid=attr.st_uid if fields.update_uid else None,
-                gid=attr.st_gid if fields.update_gid else None,
-                size=attr.st_size if fields.update_size else None,
-                atime=attr.st_atime_ns if fields.update_atime else None,
-                mtime=attr.st_mtime_ns if fields.update_mtime else None,
-                ctime=attr.st_ctime_ns if fields.update_ctime else None,
-                may_keep_set_id=ctx.uid == 0,
-            )
+        before = self._fs.newest
+        node = self._fs.set_attributes(
+            inode,
+            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime=attr.st_atime_ns if fields.update_atime else None,
+            mtime=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime=attr.st_ctime_ns if fields.update_ctime else None,
+            may_keep_set_id=ctx.uid == 0,
         )
+        if self._fs.newest is not before:
+            await self._fs.kept()
+        return self._attributes(node)
 
     @_handler
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -334,13 +336,19 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if is_virtual(inode):
             self._virtual.setattr(inode)
+        before = self._fs.newest
         self._fs.set_xattr(inode, name, value, partial(_is_member, ctx))
+        if self._fs.newest is not before:
+            await self._fs.kept()
 
     @_change
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         if is_virtual(inode):
             self._virtual.setattr(inode)
+        before = self._fs.newest
         self._fs.remove_xattr(inode, name)
+        if self._fs.newest is not before:
+            await self._fs.kept()
 
     @_handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -362,15 +370,15 @@ class Operations(pyfuse3.Operations):
             data = self._virtual.open(inode, flags)
             handle = self._remember(Handle(None, flags, inode, data))
             return FileInfo(fh=handle, direct_io=True, keep_cache=False)
-        before = self._fs.node(inode).mode
+        mode, before = self._fs.node(inode).mode, self._fs.newest
         node = self._fs.open(inode, flags, may_keep_set_id=ctx.uid == 0)
         if flags & os.O_TRUNC:
             try:
-                await self._fs.acknowledged()
+                await self._fs.acknowledged(before)
             except FSError:
                 self._fs.release(node, flags)
                 raise
-        if node.mode != before:
+        if node.mode != mode:
             # O_TRUNC took set-id bits; the kernel, which expects a SETATTR for that, must ask again.
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
         return FileInfo(fh=self._remember(Handle(node, flags, privileged=ctx.uid == 0)), keep_cache=True)

@@ -29,6 +29,7 @@ from .attributes import COMMIT_XATTR, STATE_XATTR, XATTR_LIST_MAX, XATTR_SIZE_MA
 from .directories import NODE_COST
 from .loader import HASHED_INO, Entry, SideState
 from .names import LINK_MAX, NAME_MAX, RENAME_NOREPLACE, Caller
+from .unkept import Change
 
 log = logging.getLogger(__name__)
 
@@ -259,11 +260,20 @@ class Filesystem(Attributes):
 
     # ---- acknowledging
 
-    async def acknowledged(self) -> None:
-        """Return once the caller may be told that its change is kept. Raises FSError: it was undone."""
-        if self.unkept:
+    async def acknowledged(self, before: Change | None = None) -> None:
+        """Return once the caller may be told that its change is kept. Raises FSError: it was undone.
+
+        *before* was the `newest` one when the caller began: with others' changes it has nothing to do.
+        """
+        if self.newest is not before:
             await self.kept()
-        elif self.config.primary == "git" and self.config.enable_fallback and (self.is_dirty or self.pending):
+        else:
+            await self.preferred()
+
+    async def preferred(self) -> None:
+        """With primary=git: return once git has what is in the journal, if it takes it now."""
+        prefers = self.config.primary == "git" and self.config.enable_fallback and not self.unkept
+        if prefers and (self.is_dirty or self.pending):
             await self._prefer_git()
 
     async def _prefer_git(self) -> None:
@@ -292,7 +302,7 @@ class Filesystem(Attributes):
         and the kernel does not ask again."""
         if self.config.primary == "memory":
             raise FSError(errno.ENOSYS)
-        await self.acknowledged()
+        await self.preferred()
 
     # ---- the committer's side
 

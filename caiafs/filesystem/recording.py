@@ -210,9 +210,14 @@ class Recording(Directories):
         self.unkept.append(Change(self.journal.end, befores, anchors, deadline, refused))
         self._account()
 
+    @property
+    def newest(self) -> Change | None:
+        """The newest change that is not kept; None if all are."""
+        return self.unkept[-1] if self.unkept else None
+
     async def kept(self) -> None:
         """Return once the newest change, and so every one before it, is in git. Raises FSError: it was
-        undone, since git did not take it either."""
+        undone, since git did not take it either. Called in the step that made the change."""
         change = self.unkept[-1]
         assert self.write_through is not None
         while not change.is_decided:
@@ -413,8 +418,6 @@ class Recording(Directories):
 
         Callers that come while the disk is busy share the next flush. Raises FSError.
         """
-        if self.unkept:
-            await self.kept()
         target = self.journal.tail
         while self.journal.durable < target:
             if self._sync_running is not None:

@@ -12,9 +12,11 @@ import errno
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import pyfuse3
 import pytest
 import trio
 import trio.testing
@@ -28,11 +30,14 @@ from caiafs.committer.probes import Probes
 from caiafs.committer.process import Refused, WorkerGone
 from caiafs.errors import FSError, ObjectCorrupt
 from caiafs.filesystem import Filesystem
+from caiafs.operations import Operations
 from caiafs.policy import Policy
 from caiafs.records import RENAME_EXCHANGE
 from caiafs.tree import File, Node
+from caiafs.virtual import Virtual
 
 ROOT = 1
+CALLER = cast(pyfuse3.RequestContext, WHO)
 
 
 class Faulty:
@@ -535,6 +540,44 @@ def test_without_fallback_an_fsync_that_fails_says_so(tmp_path: Path) -> None:
 
     played(stage, play)
     stage.core.close()
+
+
+def test_a_call_whose_change_git_has_is_not_failed_by_a_later_one(stage: Stage) -> None:
+    """off: each request waiting for whatever change is newest when it is about to be answered."""
+
+    async def play() -> None:
+        file = await stage.core.put(b"file", b"data")
+        await stage.core.committer.commit()
+        requests = Operations(stage.fs, Virtual({}), stage.core.metrics, lambda: None, "/", "/")
+        later: list[FSError] = []
+        real = stage.git.real.ask
+
+        async def change() -> None:
+            later.append(await refused(stage, lambda: stage.fs.create(ROOT, b"later", 0o100644, WHO)))
+
+        async def ask(*message: Any, ahead: Iterable[tuple[Any, ...]] = ()) -> Any:
+            answer = await real(*message, ahead=ahead)
+            if message[0] == "commit":
+                nursery.start_soon(change)
+                await trio.testing.wait_all_tasks_blocked()
+                stage.git.code = errno.ENOSPC
+            return answer
+
+        for request in (
+            partial(requests.setxattr, file.ino, b"user.there", b"y", CALLER),
+            partial(requests.unlink, ROOT, b"file", CALLER),
+        ):
+            later.clear()
+            stage.fail("journal")
+            async with trio.open_nursery() as nursery:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(stage.git.real, "ask", ask)
+                    await request()
+            assert [error.errno for error in later] == [errno.ENOSPC]
+            stage.heal()
+            stage.time += 60
+
+    played(stage, play)
 
 
 def test_the_state_of_a_file_on_its_way_past_the_journal_is_memory(stage: Stage) -> None:
