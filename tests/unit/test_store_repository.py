@@ -414,7 +414,7 @@ def test_a_swap_never_overwrites_what_it_did_not_see(tmp_path: Path) -> None:
             (new,) = write(store, [(COMMIT, data)])
             with contextlib.suppress(RefLocked):
                 done[n] += store.swap_ref(MAIN, old, new, b"ours", WHO)
-            time.sleep(0.003 if sum(done) <= 100 else 0.2)  # in the end git's turn, which takes three commands
+            time.sleep(0.003 if sum(done) <= 100 else 0.2)  # then git's turn, which takes three commands
 
     def by_git() -> None:
         while going_on():
