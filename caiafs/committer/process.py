@@ -77,6 +77,7 @@ class WorkerProcess:
         self._inbox: trio.MemoryReceiveChannel[tuple[Any, ...]] | None = None
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
+        self._starting = trio.Lock()
         self.mounted: tuple[str, str] | None = None
         """The mount's device and place, once there is one: a worker that knows them ends the mount's
         connection if this process dies and cannot let go of it."""
@@ -173,6 +174,11 @@ class WorkerProcess:
                 raise Refused(*rest)
 
     async def _start(self) -> None:
+        """See to it that a worker runs and was told where to work. Raises WorkerGone."""
+        async with self._starting:  # or another task would speak before it was told
+            await self._start_one()
+
+    async def _start_one(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()

@@ -34,7 +34,7 @@ def test_power_loss_at_writes_keeps_every_promise(tmp_path: Path, recording: Rec
 
 def test_power_loss_at_writes_while_others_push(tmp_path: Path) -> None:
     """Nothing that was pushed is lost, and what was taken in is one of the states that there were."""
-    recording = Recording(tmp_path / "recorded", SEED, 100, outside=0.06)
+    recording = Recording(tmp_path / "recorded", SEED, 100, outside=0.25)
     assert recording.pushed
     losses = random.Random(SEED).sample(at_every_write(recording, SEED), 16)
     Prover(recording, tmp_path / "found", Outcome()).sweep(losses)

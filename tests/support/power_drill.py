@@ -409,8 +409,12 @@ class Prover:
             raise Violation(f"{where}: the branch does not show what the mount shows")
         tree.pop("after")
         due = self.recording.trees[number]
-        # The root's times, and what came from outside and was taken in only now.
-        wrong = [line for line in _differences(due, tree) if not line.startswith(("'':", "'o"))]
+        # The root's times, and what came from outside and was taken in only now: also where it took one of
+        # several names from a file.
+        outside = {seen[0] for path, seen in due.items() if path.startswith("o")}
+        theirs = {path for path, seen in due.items() if seen[0] in outside} | {""}
+        ours, found = ({path: one[path] for path in one if path not in theirs} for one in (due, tree))
+        wrong = [line for line in _differences(ours, found) if not line.startswith("'o")]
         if wrong:
             raise Violation(f"{where}: the tree changed by being committed: {wrong[:5]}")
 
