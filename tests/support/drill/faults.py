@@ -143,7 +143,8 @@ class Outsider:
             self._git("clone", "-q", str(self.repository), str(self.clone), where=Path("/"))
         name, text = self._fresh(dice)
         for _ in range(6):
-            fetched = self._git("fetch", "-q", "origin", where=self.clone)
+            # Pruned: to bring back a branch that somebody deleted as it was long ago rewrites its history.
+            fetched = self._git("fetch", "-q", "--prune", "origin", where=self.clone)
             tip = self._git("rev-parse", "origin/main", where=self.clone)
             if fetched.returncode or tip.returncode:
                 continue
