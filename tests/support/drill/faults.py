@@ -140,6 +140,9 @@ class Outsider:
 
     def _push(self, dice: random.Random) -> bool:
         if not self.clone.exists():
+            # What a push sets off is over when the push is: a pack that goes while fsck reads is no damage.
+            if self._git("config", "gc.autoDetach", "false").returncode:
+                return False
             self._git("clone", "-q", str(self.repository), str(self.clone), where=Path("/"))
         name, text = self._fresh(dice)
         for _ in range(6):
