@@ -19,6 +19,7 @@ import trio
 
 from ..errors import StoreError
 from ..policy import Policy
+from .pace import Pace
 from .worker import Place
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,12 @@ class WorkerProcess:
     def __init__(
         self, place: Place, on_tip: Callable[[bytes | None], None], inherit: tuple[int, ...],
         policy: Policy | None = None, on_silence: Callable[[float], None] = lambda seconds: None,
+        pace: Pace | None = None,
     ) -> None:  # fmt: skip
         self._place = place
         self.policy = policy or Policy()
         self._on_silence = on_silence
+        self._pace = pace or Pace()
         self._ending: list[subprocess.Popen[bytes]] = []
         self._on_tip = on_tip
         self._inherit = inherit
@@ -146,6 +149,7 @@ class WorkerProcess:
                     held = bytearray()
                 data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
                 held += FRAME.pack(len(data)) + data
+                await self._pace.step()
             with trio.fail_after(self.policy.worker_timeout):
                 await stream.send_all(held)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:

@@ -30,13 +30,12 @@ from ..records import NO_OID, Committed
 from ..records.side import vouches
 from ..tree import Batch, DirectoryState, Settled
 from .build import PIECE
+from .pace import LITTLE, Pace
 from .process import Refused, WorkerProcess
-from .worker import Done, Order, SideSeen
+from .worker import Done, Order, SideSeen, unpack_contents
 
 log = logging.getLogger(__name__)
 
-CHUNK = 64
-"""Entries captured, sent or settled before other tasks get their turn: well under a millisecond."""
 TIDY_EVERY = 20
 """After so many commits the worker looks whether packs should be brought together."""
 
@@ -57,7 +56,7 @@ class Committer:
 
     def __init__(
         self, fs: Filesystem, worker: WorkerProcess, config: Config, metrics: Metrics, identity: bytes,
-        invalidate: Invalidate, flush_kernel: Callable[[], Awaitable[None]],
+        invalidate: Invalidate, flush_kernel: Callable[[], Awaitable[None]], pace: Pace | None = None,
     ) -> None:  # fmt: skip
         self._fs = fs
         self._worker = worker
@@ -66,6 +65,7 @@ class Committer:
         self._identity = identity
         self._invalidate = invalidate
         self._flush_kernel = flush_kernel
+        self._pace = pace or Pace()
         self._wake = trio.Event()
         self._busy = trio.Lock()
         self._doing = _WRITING
@@ -342,9 +342,10 @@ class Committer:
             raise
         fs.kept_up_to(batch.position)
         self._doing = "letting the journal go"
-        for step, _ in enumerate(fs.settle(batch, Settled(done.contents, done.directories))):
-            if step % CHUNK == 0:
-                await trio.lowlevel.checkpoint()
+        settled = Settled(unpack_contents(done.contents), done.directories)
+        for step, _ in enumerate(fs.settle(batch, settled), 1):
+            if step % LITTLE == 0:
+                await self._pace.step()
         self._in_flight = None
         self.head = fs.head = done.commit
         self.side = done.side
@@ -354,6 +355,8 @@ class Committer:
         self._release(batch, done)
         if not fs.journal.close_little():
             await trio.to_thread.run_sync(fs.journal.close_released)
+        for _ in batch.let_go(LITTLE):
+            await self._pace.step()
         seconds = trio.current_time() - started
         self._metrics.commit("success", seconds)
         self._metrics.observe("git", "commit", int(seconds * 1e9))
@@ -439,8 +442,8 @@ class Committer:
         except StoreError:
             self._give_up(batch)
             raise
-        while fs.tree.capture(CHUNK):
-            await trio.lowlevel.checkpoint()
+        while fs.tree.capture(LITTLE):
+            await self._pace.step()
         stamp = int(time.time())
         parents: tuple[bytes, ...] = () if self.head is None else (self.head,)
         if self._merge and self._outside is not None:
@@ -585,11 +588,11 @@ def _parts(batch: Batch) -> Iterator[list[DirectoryState]]:
     size = 0
     for state in batch.directories.values():
         names = list(state.entries)
-        for start in range(0, max(1, len(names)), CHUNK):
-            piece = {name: state.entries[name] for name in names[start : start + CHUNK]}
+        for start in range(0, max(1, len(names)), LITTLE):
+            piece = {name: state.entries[name] for name in names[start : start + LITTLE]}
             part.append(state._replace(entries=piece))
             size += len(piece) + 1
-            if size >= CHUNK:
+            if size >= LITTLE:
                 yield part
                 part, size = [], 0
     if part:

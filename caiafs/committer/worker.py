@@ -20,6 +20,7 @@ import select
 import struct
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .. import child
@@ -35,6 +36,7 @@ from .recent import Recent
 from .refwatch import RefWatch
 
 FRAME = struct.Struct("<I")
+CONTENT = struct.Struct("<QQ20s")
 POLL = 0.5
 """Seconds between looks at the branch where nothing tells that it moved."""
 SELDOM = 60.0
@@ -91,7 +93,11 @@ class SideSeen(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of an Order. Not *landed*: the branch moved meanwhile, and was left where it is."""
+    """What became of an Order. Not *landed*: the branch moved meanwhile, and was left where it is.
+
+    *contents* as `pack_contents` makes it: the daemon takes as long to unpickle 10,000 as objects as to
+    answer 40 requests.
+    """
 
     commit: bytes | None
     side: bytes
@@ -99,8 +105,24 @@ class Done(NamedTuple):
     is_new: bool
     subject: str
     changed_paths: int
-    contents: dict[int, bytes]
+    contents: bytes
     directories: dict[int, tuple[bytes | None, bytes | None]]
+
+
+def pack_contents(directories: dict[int, DirectoryState], contents: dict[int, bytes]) -> bytes:
+    """Inode number, size in bytes (of a file) and object id, of each in *contents*."""
+    sizes = {
+        entry.ino: entry.content.size
+        for state in directories.values()
+        for entry in state.entries.values()
+        if entry is not None and entry.content is not None
+    }
+    return b"".join(CONTENT.pack(ino, sizes.get(ino, 0), oid) for ino, oid in contents.items())
+
+
+def unpack_contents(packed: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """What `pack_contents` was given, one by one."""
+    return CONTENT.iter_unpack(packed)
 
 
 class Worker:
@@ -236,7 +258,7 @@ class Worker:
             self._look(force=True)
         return Done(
             commit, side, landed, is_new, text.decode("utf-8", "replace").split("\n")[0],
-            len(built.changes), built.contents, built.directories,
+            len(built.changes), pack_contents(directories, built.contents), built.directories,
         )  # fmt: skip
 
     def do_changes(self, old: bytes | None, new: bytes | None) -> list[Any]:

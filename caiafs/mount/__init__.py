@@ -22,6 +22,7 @@ import pyfuse3
 import trio
 
 from .. import __version__, control
+from ..committer.pace import Pace
 from ..committer.probes import Probes
 from ..committer.process import WorkerProcess
 from ..committer.schedule import Committer
@@ -231,12 +232,14 @@ class Mount:
             state_dir,
         )
         place = Place(store.git_dir, state_dir, self.ref, side_ref(branch), self.journal.id, watch=True)
+        self.pace = Pace()
         self.worker = WorkerProcess(
             place,
             self._tip_seen,
             lock_fds,
             self.fs.health.policy,
             lambda seconds: self.committer.silent(seconds),
+            self.pace,
         )
         self.committer = Committer(
             self.fs,
@@ -246,6 +249,7 @@ class Mount:
             identity(config, store),
             self._invalidate,
             self.flush_kernel,
+            self.pace,
         )
         self.probes = Probes(self.fs, self.committer)
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
@@ -361,7 +365,8 @@ class Mount:
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._leave_when_closed)
             garbage.stay_short()
-            with loop.installed(self.config.spin):
+            with loop.installed(self.config.spin) as waiting:
+                self.pace.is_asked = waiting.is_asked
                 await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 

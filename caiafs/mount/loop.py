@@ -75,6 +75,10 @@ class Loop:
             return
         await trio.lowlevel.wait_readable(fd)
 
+    def is_asked(self) -> bool:
+        """Whether a request is there; True where nobody looks."""
+        return True
+
     def _is_greeted(self, fd: int) -> bool:
         if self.handshake is not None:
             if not self.handshake.advance(fd):
@@ -126,6 +130,10 @@ class EagerLoop(Loop):
         self._let_in = time.perf_counter_ns()
         if self._let_in - now < 2 * self._longest:
             self._spin = self._longest
+
+    def is_asked(self) -> bool:
+        """Whether a request is there."""
+        return self._poll is not None and bool(self._poll.poll(0))
 
     def _look(self, poll: select.poll, now: int) -> bool:
         """Look for a request again and again; False once the spin is over, or if others need the CPU."""

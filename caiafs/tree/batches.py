@@ -184,24 +184,16 @@ class Batches(Inodes):
             if isinstance(node, Directory):
                 node.tree_oid, node.side_oid = tree_oid, side_oid
                 node.frozen = None
-        seen: set[int] = set()
-        for state in batch.directories.values():
-            for entry in state.entries.values():
-                if entry is None or entry.ino not in settled.contents or entry.ino in seen:
-                    continue
-                seen.add(entry.ino)
-                node = self.nodes.get(entry.ino)
-                oid = settled.contents[entry.ino]
-                if entry.content is not None:
-                    for before in self._tried:
-                        content = before.contents.get(entry.ino)
-                        if content is not None:
-                            content.settle(oid, entry.content.size, batch.position, self._ledger)
-                if isinstance(node, File) and entry.content is not None:
-                    done = node.content.settle(oid, entry.content.size, batch.position, self._ledger)
-                    yield node, oid, done
-                elif isinstance(node, Symlink):
-                    node.oid = oid
+        for ino, size, oid in settled.contents:
+            node = self.nodes.get(ino)
+            for before in self._tried:
+                content = before.contents.get(ino)
+                if content is not None:
+                    content.settle(oid, size, batch.position, self._ledger)
+            if isinstance(node, File):
+                yield node, oid, node.content.settle(oid, size, batch.position, self._ledger)
+            elif isinstance(node, Symlink):
+                node.oid = oid
         for state in batch.directories.values():
             node = self.nodes.get(state.ino)
             if isinstance(node, Directory):

@@ -8,6 +8,7 @@ processes: immutable, and free of nodes.
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .content import Content, ContentState
@@ -223,11 +224,23 @@ class Batch:
         self.directories: dict[int, DirectoryState] = {}
         self.waiting: list[Directory] = []
 
+    def let_go(self, limit: int) -> Iterator[None]:
+        """Forget what it holds, *limit* entries a step: thousands that go at once take milliseconds."""
+        while self.directories:
+            ino = next(reversed(self.directories))
+            entries = self.directories[ino].entries
+            while entries:
+                for _ in range(min(limit, len(entries))):
+                    entries.popitem()
+                yield
+            del self.directories[ino]
+
 
 class Settled(NamedTuple):
-    """What git made of a batch: object ids by inode number (directories: tree and side tree)."""
+    """What git made of a batch: *contents* are inode number, size in bytes (of a file) and object id, one for
+    each; *directories* have a tree and a side tree by inode number."""
 
-    contents: dict[int, bytes]
+    contents: Iterable[tuple[int, int, bytes]]
     directories: dict[int, tuple[bytes | None, bytes | None]]
 
 

@@ -21,7 +21,7 @@ import trio
 
 from caiafs.check import run_check
 from caiafs.check.scan import look, read_stretches
-from caiafs.committer.worker import FRAME, Done, Order, Worker
+from caiafs.committer.worker import FRAME, Done, Order, Worker, unpack_contents
 from caiafs.committer.worker import Place as WorkerPlace
 from caiafs.config import Config, state_directory
 from caiafs.errors import CaiafsError, FormatNewer, JournalDamaged, RepositoryMissing, UsageError
@@ -133,7 +133,7 @@ class Session:
                 None, [],
             )  # fmt: skip
             done: Done = worker.do_commit(order)
-        for _ in self.fs.settle(batch, Settled(done.contents, done.directories)):
+        for _ in self.fs.settle(batch, Settled(unpack_contents(done.contents), done.directories)):
             pass
         self.head, self.side = done.commit, done.side
         if release:

@@ -75,6 +75,23 @@ def test_a_request_that_is_there_is_answered_without_a_turn_for_others(
     trio.run(main)
 
 
+def test_whether_a_request_waits_is_known_without_taking_it(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    kernel, ours = pair
+
+    async def main() -> None:
+        loop = greeted()
+        assert not loop.is_asked()
+        kernel.send(b"x")
+        await loop.wait_readable(ours.fileno())
+        assert loop.is_asked()
+        assert ours.recv(1) == b"x"
+        assert not loop.is_asked()
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("spin", [0.0001, 0.01])
 def test_others_get_their_turn_while_requests_never_end(
     pair: tuple[socket.socket, socket.socket], spin: float

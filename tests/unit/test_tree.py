@@ -52,7 +52,7 @@ class Driver:
         batch = self.tree.freeze(self.position)
         while self.tree.capture(100):
             pass
-        list(self.tree.settle(batch, Settled({}, {})))
+        list(self.tree.settle(batch, Settled((), {})))
 
     def step(self) -> None:
         rng, tree = self.rng, self.tree
@@ -102,7 +102,7 @@ def test_a_capture_equals_the_tree_at_the_freeze(seed: int) -> None:
             driver.step()
         assert {ino: state.entries for ino, state in batch.directories.items()} == expected
         assert batch.root == root
-        list(tree.settle(batch, Settled({}, {})))
+        list(tree.settle(batch, Settled((), {})))
 
 
 def test_an_exchange_swaps_nodes_of_two_kinds() -> None:
