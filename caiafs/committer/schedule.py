@@ -37,9 +37,13 @@ from .worker import Done, Order, SideSeen, unpack_contents
 log = logging.getLogger(__name__)
 
 TIDY_EVERY = 20
-"""After so many commits the worker looks whether packs should be brought together."""
+"""After so many commits the worker looks whether packs should be brought together, once it is left alone
+for TIDY_QUIET; after twice as many in any case."""
+TIDY_QUIET = 1.0
+"""Seconds since the last commit: who commits in a loop does not wait for packs."""
 
 _WRITING = "writing to git"
+_TIDYING = "bringing packs together"
 
 Invalidate = Callable[[list[tuple[int, bytes]]], Awaitable[None]]
 
@@ -79,6 +83,9 @@ class Committer:
         self._outside: bytes | None = None
         self._notes: list[str] = []
         self._merge = False
+        self._untidy = 0
+        """Packs that came since the worker looked at them: one for each batch."""
+        self._left_alone_at = -math.inf
         self.commits = 0
         self.health = fs.health.git
         self._round: _Round | None = None
@@ -234,6 +241,8 @@ class Committer:
                     await self._take_in()
                     if self._in_flight is not None or (self._fs.is_dirty and self._is_time()):
                         await self._commit(None)
+                    elif trio.current_time() >= self._tidy_at:  # still, behind those who waited for us
+                        await self._tidy()
             except CaiafsError as error:
                 pause = self.failed(error)
                 await self._make_journal_safe()
@@ -246,23 +255,23 @@ class Committer:
             self._recovered()
 
     async def _something_to_do(self) -> None:
-        """Return when the branch moved, or changes are old or quiet enough to be committed."""
+        """Return when the branch moved, changes are old or quiet enough to be committed, or packs many."""
         while True:
             if self.moved_outside or self.moved_back:
                 return
             self._wake = trio.Event()
-            if self._in_flight is not None:
+            if self._in_flight is not None or trio.current_time() >= self._tidy_at:
                 return
             if not self._fs.is_dirty:
                 if self._fs.changed.is_set():
                     self._fs.changed = trio.Event()
-                await self._wait_for(self._fs.changed, math.inf)
+                await self._wait_for(self._fs.changed, self._tidy_at)
                 continue
             if self._is_time():
                 return
             quiet = self._fs.last_change + self._quiet
             latest = (self._fs.first_change or 0.0) + self._config.commit_interval
-            await self._wait_for(self._fs.pressure, min(quiet, latest))
+            await self._wait_for(self._fs.pressure, min(quiet, latest, self._tidy_at))
 
     @property
     def _quiet(self) -> float:
@@ -303,10 +312,18 @@ class Committer:
                 await self._commit_shielded(message)
         finally:
             self._wake_if_moved()
-        if self.commits % TIDY_EVERY == 0 and not self.stopping:
-            await self._tidy()
+
+    @property
+    def _tidy_at(self) -> float:
+        """When the worker is to look at the packs, if nobody commits until then."""
+        if self._untidy < TIDY_EVERY or self.stopping:
+            return math.inf
+        return self._left_alone_at + TIDY_QUIET if self._untidy < 2 * TIDY_EVERY else -math.inf
 
     async def _tidy(self) -> None:
+        """Nobody waits for this but the next commit: the worker does one thing at a time."""
+        self._untidy = 0
+        self._doing = _TIDYING
         try:
             await self._worker.ask("tidy")
         except StoreError as error:
@@ -361,6 +378,10 @@ class Committer:
         self._metrics.commit("success", seconds)
         self._metrics.observe("git", "commit", int(seconds * 1e9))
         self._recovered()
+        self._left_alone_at = trio.current_time()
+        self._untidy += 1
+        if self._untidy >= TIDY_EVERY:
+            self._wake.set()
         if done.is_new:
             self.commits += 1
             self.last_commit_at = time.time()

@@ -20,6 +20,7 @@ from test_store_support import git as run_git
 
 from caiafs.committer import schedule
 from caiafs.committer.process import Refused, WorkerGone, WorkerProcess
+from caiafs.committer.schedule import TIDY_QUIET
 from caiafs.errors import StoreError
 from caiafs.tree import Batch, DirectoryState
 
@@ -32,8 +33,14 @@ class Stubborn:
         self.refusals: list[StoreError] = []
         self.asked: list[float] = []
         self.gate: trio.Event | None = None
+        self.told: list[str] = []
+        self.tidied = trio.Event()
+        self.tidied.set()
 
     async def ask(self, *message: Any, ahead: Iterable[tuple[Any, ...]] = ()) -> Any:
+        self.told.append(message[0])
+        if message[0] == "tidy":
+            await self.tidied.wait()
         if message[0] == "commit":
             self.asked.append(trio.current_time())
             if self.gate is not None:
@@ -225,6 +232,74 @@ def test_a_worker_that_ends_while_it_is_told_of_a_batch_commits_no_half_of_it(
     trio.run(body)
     assert len(run_git(core.git_dir, "ls-tree", "--name-only", "main").split()) == 300
     core.close()
+
+
+def test_who_asks_for_a_commit_does_not_wait_for_packs_to_be_brought_together(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "TIDY_EVERY", 2)
+
+    async def scene(stage: Stage) -> None:
+        stage.worker.tidied = trio.Event()
+        for _ in range(2):
+            await stage.change()
+            await stage.core.committer.commit()
+        assert stage.worker.told == ["commit", "commit"]
+        await stage.after(TIDY_QUIET)
+        assert stage.worker.told == ["commit", "commit", "tidy"]
+        await stage.change()
+        await stage.after(1.1)
+        assert stage.worker.told[3:] == []  # the worker does one thing at a time
+        stage.worker.tidied.set()
+        await stage.idle()
+        assert stage.worker.told[3:] == ["commit"]
+        await stage.after(10)
+        assert stage.worker.told[4:] == []
+
+    play(scene)
+
+
+def test_packs_are_brought_together_in_the_end_where_commits_never_pause(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "TIDY_EVERY", 3)
+
+    async def scene(stage: Stage) -> None:
+        for _ in range(9):
+            await stage.change()
+            await stage.core.committer.commit()
+            await stage.after(TIDY_QUIET / 2)
+        assert stage.worker.told == [*["commit"] * 6, "tidy", *["commit"] * 3]
+
+    play(scene)
+
+
+def test_a_commit_that_waits_goes_before_the_packs(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is time for them the worker is busy with one commit, and another waits already."""
+    monkeypatch.setattr(schedule, "TIDY_EVERY", 3)
+
+    async def scene(stage: Stage) -> None:
+        async def commit() -> None:
+            await stage.core.put(b"file%d" % next(stage.names), b"x")
+            await stage.core.committer.commit()
+
+        for _ in range(3):
+            await commit()
+        stage.worker.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit)
+            await stage.idle()
+            await stage.after(TIDY_QUIET)
+            nursery.start_soon(commit)
+            await stage.idle()
+            assert stage.worker.told == ["commit"] * 4
+            stage.worker.gate.set()
+        await stage.idle()
+        assert stage.worker.told == ["commit"] * 5
+        await stage.after(TIDY_QUIET)
+        assert stage.worker.told == [*["commit"] * 5, "tidy"]
+
+    play(scene)
 
 
 def test_what_changes_while_git_is_busy_comes_with_the_next_commit(play: Play) -> None:
