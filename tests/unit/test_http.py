@@ -222,7 +222,7 @@ def test_nothing_there_is_404_in_json(daemon: Daemon, path: str) -> None:
     ],
 )
 def test_openmetrics_is_for_those_who_prefer_it(accept: list[str], wanted: bool) -> None:
-    assert wants_openmetrics(accept) is wanted
+    assert wants_openmetrics(",".join(accept)) is wanted
 
 
 def test_openmetrics_ends_as_its_parsers_want(daemon: Daemon) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import trio
@@ -49,7 +49,7 @@ def make_app(figures: Figures, history: History, address: HttpAddress, token: st
         return document(await figures.get("metrics.json"))
 
     async def exposition(request: Request) -> Response:
-        if wants_openmetrics(request.headers.getlist("accept")):
+        if wants_openmetrics(",".join(request.headers.getlist("accept"))):
             return Response(await figures.get("openmetrics"), headers={"content-type": OPENMETRICS})
         return Response(await figures.get("caiafs.prom"), headers={"content-type": TEXT})
 
@@ -96,10 +96,11 @@ def health_status(body: bytes) -> int:
     return 200 if json.loads(body)["healthy"] is True else 503
 
 
-def wants_openmetrics(accept: list[str]) -> bool:
+@lru_cache(maxsize=64)
+def wants_openmetrics(accept: str) -> bool:
     """Whether OpenMetrics is preferred over the older text format, which cat shows too."""
     best = {"application/openmetrics-text": 0.0, "text/plain": 0.0, "*/*": 0.0}
-    for part in ",".join(accept).split(","):
+    for part in accept.split(","):
         kind, *parameters = (word.strip().lower() for word in part.split(";"))
         quality = next((word[2:] for word in parameters if word.startswith("q=")), "1")
         if kind in best:

@@ -51,17 +51,43 @@ class _Answer:
 
     def __init__(self) -> None:
         self.sources: set[str] = set()
+        self.in_line = trio.CancelScope()
+        """Left at once when nobody waits for it any longer."""
+        self.heard = trio.Event()
+        """The daemon answered, or never will."""
         self.done = trio.Event()
+        """So it did, or nobody waits for it any longer."""
         self.error: str | None = None
         self.errors: Mapping[str, str] = {}
         self._values: Mapping[str, bytes] = {}
         self._rendered: dict[str, bytes] = {}
 
     def settle(self, body: bytes, message: Mapping[str, Any]) -> None:
+        self.heard.set()
+        if self.done.is_set():
+            return
         self.error, self.errors = message.get("error"), message.get("errors", {})
         if body:
             self._values = pickle.loads(body)
         self.done.set()
+
+    async def within_patience(self) -> None:
+        """Wait until it is done; with an error, if that takes longer than PATIENCE.
+
+        All who share it wait by this one clock, not each by one of their own: they are many.
+        """
+        with trio.move_on_after(PATIENCE):
+            await self.done.wait()
+        if not self.done.is_set():
+            self.error = f"the mount did not answer within {PATIENCE:g} s: its daemon is stuck or stopped"
+            self.done.set()
+            self.in_line.cancel()
+
+    async def wait(self) -> None:
+        """Wait until it is done. Raises Unavailable."""
+        await self.done.wait()
+        if self.error is not None:
+            raise Unavailable(self.error)
 
     def file(self, name: str) -> bytes:
         """The file *name*, made once for all. Raises Unavailable."""
@@ -134,9 +160,10 @@ class Figures:
             if self._nursery is None:
                 raise Unavailable("the mount is ending")
             answer = self._upcoming = _Answer()
+            self._nursery.start_soon(answer.within_patience)
             self._nursery.start_soon(self._look, answer)
         answer.sources.update(RENDERERS[name][0] for name in names)
-        await self._wait(answer)
+        await answer.wait()
         return [answer.file(name) for name in names]
 
     async def shared(self, name: str, make: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -171,15 +198,19 @@ class Figures:
             raise Unavailable("the mount is ending")
         answer = _Answer()
         self._nursery.start_soon(self._ask, {"clear": "metrics"}, answer)
-        await self._wait(answer)
+        self._nursery.start_soon(answer.within_patience)
+        await answer.wait()
 
     async def _look(self, answer: _Answer) -> None:
-        if self._looking is not None:
-            await self._looking.done.wait()  # a daemon that is stuck is asked once, not a thousand times
-        await trio.sleep_until(self._asked_at + SHARE)
-        self._asked_at = trio.current_time()
-        self._looking, self._upcoming = answer, None  # from here on, who comes wants something newer
-        await self._ask({"get": sorted(answer.sources)}, answer)
+        with answer.in_line:
+            if self._looking is not None:
+                await self._looking.heard.wait()  # a daemon that is stuck is asked once, not a thousand times
+            await trio.sleep_until(self._asked_at + SHARE)
+        self._upcoming = None  # from here on, who comes wants something newer
+        if not answer.done.is_set():
+            self._asked_at = trio.current_time()
+            self._looking = answer
+            await self._ask({"get": sorted(answer.sources)}, answer)
 
     async def _ask(self, question: dict[str, Any], answer: _Answer) -> None:
         self._number += 1
@@ -190,13 +221,3 @@ class Figures:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._asked.pop(number, None)
             answer.settle(b"", _ENDING)
-
-    async def _wait(self, answer: _Answer) -> None:
-        with trio.move_on_after(PATIENCE):
-            await answer.done.wait()
-        if not answer.done.is_set():
-            raise Unavailable(
-                f"the mount did not answer within {PATIENCE:g} s: its daemon is stuck or stopped"
-            )
-        if answer.error is not None:
-            raise Unavailable(answer.error)

@@ -18,8 +18,9 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caiafs.config import HttpAddress
@@ -34,7 +35,21 @@ SECURITY: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 """Headers of every answer that does not bring its own."""
+_SECURITY = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def _is_ours(host: str) -> bool:
+    """Whether *host* is an address, or localhost."""
+    name = host.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 class Guard:
@@ -42,7 +57,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, address: HttpAddress, token: str) -> None:
         self._app = app
-        self._address = address
+        self._is_local, self._is_socket = address.is_local, bool(address.path)
         self._token = token.encode("ascii")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,16 +71,15 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY.items():
-                    headers.setdefault(name, value)
+                brought = {name for name, _ in message["headers"]}
+                message["headers"] += [header for header in _SECURITY if header[0] not in brought]
             await send(message)
 
         headers = Headers(scope=scope)
         app = self._app
         if not self.knows_host(headers.getlist("host")):
             app = problem(421, "the Host header names another machine; use the address that is served")
-        elif (scope["method"] not in LOOKING or not self._address.is_local) and not self.knows_token(
+        elif (scope["method"] not in LOOKING or not self._is_local) and not self.knows_token(
             scope["method"], headers.getlist("authorization")
         ):
             app = problem(
@@ -89,16 +103,9 @@ class Guard:
         match = _HOST.fullmatch(hosts[0])
         if match is None:
             return False
-        if self._address.path or not self._address.is_local:
+        if self._is_socket or not self._is_local:
             return True
-        name = match[1].lower().rstrip(".")
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        try:
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-        return True
+        return _is_ours(match[1].lower())
 
     def knows_token(self, method: str, given: list[str]) -> bool:
         """Whether the token is there. Takes the same time for every wrong one."""

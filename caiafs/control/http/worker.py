@@ -11,8 +11,7 @@ import logging
 import os
 import resource
 import socket
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import trio
 
@@ -57,36 +56,26 @@ async def serve(pipe: socket.socket) -> None:
 
 async def _serve(channel: Channel, start: dict[str, Any]) -> None:
     import hypercorn.config
-    import hypercorn.trio
 
+    from caiafs.control.http import connections
     from caiafs.control.http.app import make_app
     from caiafs.history import History
 
     lines = _LinesToDaemon(start["level"])
     settings = hypercorn.config.Config()
-    settings.bind = [f"fd://{os.dup(start['listening'])}"]
     settings.errorlog = logging.getLogger("hypercorn")
     settings.include_server_header = False
     settings.graceful_timeout = 1.0
     settings.keep_alive_timeout = 15
-    settings.read_timeout = 15
     figures = Figures(channel)
     history = History(start["git_dir"], os.fsencode(start["ref"]))
+    listening = socket.socket(fileno=os.dup(start["listening"]))
     app = make_app(figures, history, parse_http(start["address"]), start["token"], start["version"])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lines.carry, channel)
         await nursery.start(figures.run)
-        await nursery.start(
-            partial(
-                hypercorn.trio.serve,
-                cast(Any, app),
-                settings,
-                mode="asgi",
-                shutdown_trigger=figures.ended.wait,
-            )
-        )
         await channel.send({"ready": True})
-        await figures.ended.wait()
+        await connections.serve(app, settings, listening, figures.ended)
         lines.end()
 
 
