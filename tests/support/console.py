@@ -5,6 +5,7 @@ what follows is its output. Output is compared line by line, and loosely where i
 stands for any number of lines, `...` in a line for any text, and a git id for any other. A command without
 output after it may print what it likes, but must not fail. A line such as `[exit 32]` is the exit status of
 one that fails. Blocks marked `console install` put caiafs on a machine, and run only where it is to be put.
+Those marked `console user` are typed by an ordinary user, on a page that is otherwise root's.
 
 One shell runs a whole page, so that `cd` and variables last. As root it has namespaces of its own, in which
 /etc, /srv and so on are copies that vanish; `sudo` is then a word without effect.
@@ -47,6 +48,7 @@ class Step:
     shown: list[str] = field(default_factory=list)
     status: int = 0
     install: bool = False
+    user: bool = False
 
 
 def steps(page: Path) -> list[Step]:
@@ -58,7 +60,7 @@ def steps(page: Path) -> list[Step]:
             inside = "" if inside else line.removeprefix("```").strip() or "text"
         elif inside.split(" ")[0] == "console":
             if line.startswith("$ "):
-                found.append(Step(number, line[2:], install="install" in inside))
+                found.append(Step(number, line[2:], install="install" in inside, user="user" in inside))
             elif line.startswith("> ") or line == ">":
                 found[-1].command += "\n" + line[2:]
             elif match := re.fullmatch(r"\[exit (\d+)\]", line):
@@ -176,13 +178,15 @@ class Shell(Protocol):
         """The exit status of *command*, and the lines that it printed."""
 
 
-def follow(page: Path, run: Shell, *, install: bool = False) -> Iterator[Step]:
+def follow(page: Path, run: Shell, *, install: bool = False, user: Shell | None = None) -> Iterator[Step]:
     """Do what *page* says, step by step; fails at the first that is not as shown."""
     for step in steps(page):
         if step.install and not install:
             continue
-        status, printed = run.run(step.command, TIMEOUT * (30 if step.install else 1))
         where = f"{page.name}:{step.line}"
+        shell = user if step.user else run
+        assert shell is not None, f"{where}: nobody is there to type this"
+        status, printed = shell.run(step.command, TIMEOUT * (30 if step.install else 1))
         said = "\n".join(printed)
         if status != step.status:
             pytest.fail(f"{where}: $ {step.command}\nexited {status}, not {step.status}:\n{said}")

@@ -40,6 +40,12 @@ UNITS = (
     "systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket "
     "systemd-poweroff.service user.slice"
 )
+LOGIN_UNITS = "dbus.service dbus.socket systemd-logind.service user@.service user-runtime-dir@.service"
+LOGINS = """
+ln -s /usr/lib/systemd/system/systemd-logind.service /etc/systemd/system/dbus-org.freedesktop.login1.service
+mkdir -p /etc/systemd/system/sockets.target.wants
+ln -s /usr/lib/systemd/system/dbus.socket /etc/systemd/system/sockets.target.wants/
+"""
 OVERLAY = """
 mount -t tmpfs trial "$1"
 mkdir "$1/up" "$1/work" "$1/root"
@@ -104,6 +110,7 @@ class Machine:
             str(INSTALLED): self._command(),
         }
         self.prepare = [self._open_the_way(), "caiafs install-units >/dev/null"]
+        self.units = [f"{target}.target" for target in TARGETS.split()] + UNITS.split()
         self.boots = 0
         self._outer: subprocess.Popen[bytes] | None = None
         self._group: Path | None = None
@@ -124,6 +131,15 @@ class Machine:
         root_device = os.stat("/").st_dev
         ways = sorted(str(parent) for parent in parents if os.stat(parent).st_dev == root_device)
         return shlex.join(["chmod", "o+x", *ways])
+
+    def with_user(self, name: str, uid: int) -> Machine:
+        """From the next boot on there is a user, and what is needed for a systemd of their own."""
+        missing = [unit for unit in LOGIN_UNITS.split() if not (HOST_UNITS / unit).exists()]
+        if missing:
+            pytest.skip(f"there is no {missing[0]}: install dbus and libpam-systemd")
+        self.units += LOGIN_UNITS.split()
+        self.prepare += [LOGINS, f"useradd -m -s /bin/bash -u {uid} {name}"]
+        return self
 
     # ---- power
 
@@ -230,8 +246,7 @@ class Machine:
     def _build(self, place: Path) -> None:
         for name in ("root", "upper", "generators", "lib/sysinit.target.wants", "lib/sockets.target.wants"):
             (place / name).mkdir(parents=True)
-        units = [f"{target}.target" for target in TARGETS.split()] + UNITS.split()
-        for unit in units:
+        for unit in self.units:
             shutil.copy(HOST_UNITS / unit, place / "lib" / unit)
         for wanted in ("systemd-journald.socket", "systemd-journald-dev-log.socket"):
             (place / "lib/sockets.target.wants" / wanted).symlink_to(f"../{wanted}")
@@ -276,6 +291,21 @@ class Machine:
     def sh(self, script: str, **options: Any) -> str:
         """Runs a shell script inside; its output."""
         return self.run("sh", "-euc", script, **options).stdout
+
+    def run_as(self, name: str, uid: int, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a program inside as a user, who has a home and is spoken to by their systemd."""
+        env = [f"HOME=/home/{name}", f"USER={name}", f"XDG_RUNTIME_DIR=/run/user/{uid}"]
+        env += ["PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8"]
+        drop = [
+            "setpriv",
+            f"--reuid={uid}",
+            f"--regid={uid}",
+            "--clear-groups",
+            "env",
+            "-i",
+            f"-C/home/{name}",
+        ]
+        return self.run(*drop, *env, *words, **options)
 
     def ask(self, *words: str) -> str:
         """The output of a program that may fail."""

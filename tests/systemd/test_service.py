@@ -277,9 +277,7 @@ def test_for_a_user(machine: Machine) -> None:
     machine.run("systemctl", "start", "ada.service")
 
     def as_ada(script: str, status: int | None = 0) -> str:
-        variables = ["HOME=/home/ada", "XDG_RUNTIME_DIR=/run/user/1500", "PATH=/usr/local/bin:/usr/bin:/bin"]
-        words = ["setpriv", "--reuid=1500", "--regid=1500", "--clear-groups", "env", "-i", *variables]
-        return machine.run(*words, "sh", "-euc", script, status=status).stdout
+        return machine.run_as("ada", 1500, "sh", "-euc", script, status=status).stdout
 
     as_ada("caiafs install-units --user; mkdir ~/notes")
     settings = machine.path("/home/ada/.config/caiafs/notes.toml")
