@@ -7,6 +7,7 @@ of the repository; of the mount it knows what the daemon tells it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -23,6 +24,9 @@ from caiafs.errors import CaiafsError
 
 MAX_DESCRIPTORS = 512
 """Connections beyond these wait in the kernel's queue until others end."""
+
+GARBAGE = 20_000
+"""Objects made between two collections: some megabytes. Python's 700 are a request or two of trio's and h11's."""
 
 
 def main() -> None:
@@ -71,6 +75,8 @@ async def _serve(channel: Channel, start: dict[str, Any]) -> None:
     history = History(start["git_dir"], os.fsencode(start["ref"]))
     listening = socket.socket(fileno=os.dup(start["listening"]))
     app = make_app(figures, history, parse_http(start["address"]), start["token"], start["version"])
+    gc.freeze()  # what is loaded stays
+    gc.set_threshold(GARBAGE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lines.carry, channel)
         await nursery.start(figures.run)
