@@ -26,7 +26,7 @@ MAX_DESCRIPTORS = 512
 """Connections beyond these wait in the kernel's queue until others end."""
 
 GARBAGE = 20_000
-"""Objects made between two collections: some megabytes. Python's 700 are a request or two of trio's and h11's."""
+"""Objects made between two collections: some megabytes. Python's 700 are what a request or two makes."""
 
 
 def main() -> None:
