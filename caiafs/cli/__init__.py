@@ -21,6 +21,7 @@ from caiafs.errors import CaiafsError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `caiafs` command and return its exit code."""
+    _open_standard_streams()
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] in (["mount.caiafs"], ["umount.caiafs"]):
         # How the helpers in /sbin find their way here, wherever this is installed.
@@ -51,6 +52,7 @@ def mount_helper(argv: Sequence[str] | None = None) -> int:
     """Run as mount.caiafs or mount.fuse.caiafs: SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]."""
     from caiafs.cli import helpers
 
+    _open_standard_streams()
     words = sys.argv[1:] if argv is None else list(argv)
     # mount(8) hands our exit code on, and there 1 and 2 mean other things.
     return 32 if guarded(lambda: helpers.mount(words), "mount.caiafs") else 0
@@ -60,6 +62,7 @@ def umount_helper(argv: Sequence[str] | None = None) -> int:
     """Run as umount.caiafs or umount.fuse.caiafs: DIR [-flnrv] [-N NAMESPACE] [-t TYPE]."""
     from caiafs.cli import helpers
 
+    _open_standard_streams()
     words = sys.argv[1:] if argv is None else list(argv)
     return 32 if guarded(lambda: helpers.umount(words), "umount.caiafs") else 0
 
@@ -79,6 +82,19 @@ def guarded(command: Callable[[], int], name: str) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _open_standard_streams() -> None:
+    """Point what the caller closed (`caiafs mount … 2>&-`) at /dev/null, as git does (sanitize_stdfds).
+
+    Python leaves None in the stream's place, which has no flush(). The descriptor would go to the next
+    file that is opened, a lock or /dev/fuse, which is then taken for the terminal.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, so the one that was closed
+            os.set_inheritable(fd, True)
+            setattr(sys, name, os.fdopen(fd, mode, closefd=False))
 
 
 def _error_line(name: str, message: str) -> str:

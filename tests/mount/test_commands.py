@@ -48,6 +48,24 @@ def test_mount_in_the_background(mounts: Mounts) -> None:
     assert mount.git("show", "main:a") == "one\n"
 
 
+def test_commands_whose_caller_closed_the_standard_streams(mounts: Mounts) -> None:
+    """As some supervisors start programs; what is opened next must not become descriptor 0."""
+    mount = mounts.prepare()
+
+    def closed(*words: str | os.PathLike[str]) -> None:
+        code = 'exec "$@" <&- >&- 2>&-'
+        run("sh", "-c", code, "sh", sys.executable, "-m", "caiafs", *words, env=environment())
+
+    closed("mount", "-o", "init", mount.repository, mount.path)
+    (mount.path / "a").write_text("one\n")
+    pid = json.loads(caiafs("status", "--json", mount.path).stdout)["config"]["pid"]
+    assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
+    closed("commit", "-m", "Unheard", mount.path)
+    assert mount.git("log", "-1", "--format=%s", "main") == "Unheard\n"
+    closed("umount", mount.path)
+    assert not is_mounted(mount.path)
+
+
 def test_mounting_again_in_the_background_after_kill_9(mounts: Mounts) -> None:
     mount = mounts()
     (mount.path / "a").write_text("one\n")
