@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -219,6 +219,19 @@ class Directories:
             self._sweep(self.memory.limit * 2 // 5 // NODE_COST)
             self._swept_at = len(self.tree.nodes)
             self.memory.reserve(self._swept_at * NODE_COST + beside)
+
+    def _in_git(self, inos: Iterable[int]) -> None:
+        """A commit holds these directories: those made here can be unloaded like those that were read."""
+        nodes = (self.tree.nodes.get(ino) for ino in inos)
+        made = [
+            node
+            for node in nodes
+            if isinstance(node, Directory) and node.children is not None and node not in self._loaded
+        ]
+        if made:
+            self._loaded.update(dict.fromkeys(made))
+            self._swept_at = 0  # the last sweep could not touch them
+            self._account()
 
     def _sweep(self, goal: int) -> None:
         """Unload directories, the longest loaded first, until at most *goal* inodes are left.

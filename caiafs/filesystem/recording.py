@@ -509,6 +509,7 @@ class Recording(Directories):
             ):
                 self.contents.keep(oid, extents[0].data)
             yield
+        self._in_git(settled.directories)
 
     def thaw(self, batch: Batch, since: float | None) -> None:
         """Git has nothing of *batch*, and it is given up; its first change was made at *since*."""

@@ -229,6 +229,24 @@ def test_what_only_the_kernel_knows_it_is_asked_to_forget(tmp_path: Path) -> Non
     core.close()
 
 
+def test_files_made_here_are_forgotten_once_git_has_them(tmp_path: Path) -> None:
+    """Directories that were never read from git, but made and committed, are unloaded all the same."""
+    limit = 1 << 20
+    core = Core(tmp_path, memory=limit)
+    for folder in range(60):
+        trio.run(put_many, core, 1, 40, b"%d-" % folder)
+        core.commit()
+        assert len(core.tree.nodes) * NODE_COST < limit
+
+    async def read() -> bytes:
+        node = await core.find(b"0-0/f7")
+        assert isinstance(node, File)
+        return await core.fs.read(node, 0, 100)
+
+    assert trio.run(read) == b"0 7"
+    core.close()
+
+
 def test_bytes_that_git_has_are_not_needed_in_memory(tmp_path: Path) -> None:
     """What is held counts against the budget in full, overhead included, and goes when it has to."""
     core = Core(tmp_path, memory=1 << 20)
