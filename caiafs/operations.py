@@ -124,7 +124,7 @@ class Operations(pyfuse3.Operations):
 
     def __init__(
         self, fs: Filesystem, virtual: Virtual, metrics: Metrics, started: Callable[[], None], place: str,
-        state_dir: str,
+        state_dir: Callable[[], str],
     ) -> None:  # fmt: skip
         super().__init__()
         self._fs = fs
@@ -132,7 +132,7 @@ class Operations(pyfuse3.Operations):
         self._metrics = metrics
         self._started = started
         self._place = place
-        self._control = b"%d %b" % (os.getpid(), os.fsencode(state_dir))
+        self._state_dir = state_dir
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
         self._owes_times = False
@@ -325,7 +325,7 @@ class Operations(pyfuse3.Operations):
         if name == CAPABILITY and not self._fs.node(inode).xattrs:
             raise FUSEError(errno.ENODATA)
         if name == CONTROL_XATTR and inode == ROOT_INO:
-            return self._control
+            return b"%d %b" % (os.getpid(), os.fsencode(self._state_dir()))
         return self._fs.get_xattr(inode, name)
 
     @_handler

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -243,8 +244,8 @@ def run(mountpoint: str, ask: Ask, latest: Latest, *, every: float | None = None
         else contextlib.nullcontext()
     )
     looked = 0
-    with contextlib.suppress(KeyboardInterrupt), screen as live:
-        while True:
+    with _interruptible() as is_interrupted, contextlib.suppress(KeyboardInterrupt), screen as live:
+        while not is_interrupted():
             begun = time.monotonic()
             watch.look(ask, latest)
             if live is not None:
@@ -258,6 +259,23 @@ def run(mountpoint: str, ask: Ask, latest: Latest, *, every: float | None = None
     if console.is_terminal:
         console.print(watch.picture(console.width))
     return 1 if watch.state in ("failed", "silent") else 0
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C came: a KeyboardInterrupt alone is lost where it strikes a destructor or a callback."""
+    came = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _spark(values: list[float], room: int, least: float = 1.0) -> Text:

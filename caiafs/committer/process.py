@@ -152,7 +152,9 @@ class WorkerProcess:
                 await self._pace.step()
             with trio.fail_after(self.policy.worker_timeout):
                 await stream.send_all(held)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+        except trio.BrokenResourceError:
+            pass  # it ended: the answer is what it said last, or that there is none
+        except (trio.ClosedResourceError, trio.TooSlowError) as error:
             raise WorkerGone("the commit worker ended") from error
 
     async def _answer(self, inbox: trio.MemoryReceiveChannel[tuple[Any, ...]]) -> Any:

@@ -73,6 +73,7 @@ class Committer:
         self._wake = trio.Event()
         self._busy = trio.Lock()
         self._doing = _WRITING
+        self._pausing = False
         self._in_flight: tuple[Batch, Order] | None = None
         self._in_flight_since: float | None = None
         self._in_doubt = False
@@ -146,13 +147,16 @@ class Committer:
     # ---- asking
 
     async def commit(self, message: str | None = None, tries: int = 5) -> Outcome:
-        """Commit everything acknowledged so far, now. Raises StoreError if git refuses *tries* times, or
-        has all but what is held back."""
-        outcome = await self._commit_now(message, tries)
+        """Commit everything acknowledged so far, now. Raises StoreError if git refuses *tries* times, or for
+        so long that the pause before the next try is over `operation_timeout`, or has all but what is
+        held back."""
+        outcome = await self._commit_now(message, tries, self._policy.operation_timeout)
         self._fs.refuse_held()
         return outcome
 
-    async def _commit_now(self, message: str | None = None, tries: int = 5) -> Outcome:
+    async def _commit_now(
+        self, message: str | None = None, tries: int = 5, longest: float = math.inf
+    ) -> Outcome:
         attempt = 0
         while True:
             try:
@@ -167,9 +171,13 @@ class Committer:
             except CaiafsError as error:
                 attempt += 1
                 pause = self.failed(error)
-                if attempt >= tries:
+                if attempt >= tries or pause > longest:
                     raise StoreError(f"not committed, but safe in the journal: {error}") from error
-                await trio.sleep(pause)
+                self._pausing = True
+                try:
+                    await trio.sleep(pause)
+                finally:
+                    self._pausing = False
 
     async def _commit_all(self, message: str | None = None) -> None:
         """The batch that failed before, if there is one, and what came since."""
@@ -220,7 +228,7 @@ class Committer:
     def step(self) -> tuple[int, int, str]:
         """What is being done, how much of it is done, and of how much (0: nobody knows), for people."""
         if not self._busy.locked():
-            return 0, 0, "waiting for the kernel"
+            return 0, 0, "waiting to try git again" if self._pausing else "waiting for the kernel"
         return (*(self._worker.written if self._doing == _WRITING else (0, 0)), self._doing)
 
     async def reconcile(self) -> None:

@@ -195,11 +195,7 @@ class Worker:
 
     def refusal(self, error: CaiafsError | OSError) -> tuple[Any, ...]:
         """What the daemon is told of an *error*: see process.Refused."""
-        text = str(error)
-        if isinstance(error, OSError):
-            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
-        damaged = (error.files, error.directories) if isinstance(error, Unreadable) else ({}, {})
-        return text, isinstance(error, RefLocked), error.errno or errno.EIO, self._untouched, *damaged
+        return _refusal(error, self._untouched)
 
     # ---- what can be asked
 
@@ -375,10 +371,7 @@ class Worker:
 
     def _send(self, *message: Any) -> None:
         self._spoke = time.monotonic()
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        view = memoryview(FRAME.pack(len(data)) + data)
-        while view:
-            view = view[os.write(self._outlet, view) :]
+        _say(self._outlet, *message)
 
     def _receive(self) -> tuple[Any, ...]:
         (size,) = FRAME.unpack(self._exactly(FRAME.size))
@@ -400,9 +393,31 @@ class Worker:
 _EMPTY_TREE = bytes.fromhex("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
 
+def _say(outlet: int, *message: Any) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    view = memoryview(FRAME.pack(len(data)) + data)
+    while view:
+        view = view[os.write(outlet, view) :]
+
+
+def _refusal(error: CaiafsError | OSError, untouched: bool) -> tuple[Any, ...]:
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
+    damaged = (error.files, error.directories) if isinstance(error, Unreadable) else ({}, {})
+    return text, isinstance(error, RefLocked), error.errno or errno.EIO, untouched, *damaged
+
+
 def main() -> None:
-    """Serve the daemon that started this process, and end with it."""
+    """Serve the daemon that started this process, and end with it; at once, saying why, where the
+    repository cannot be opened."""
     if not child.begin():
         return
+    inlet, outlet = child.take_standard_streams()
     with contextlib.suppress(EOFError, BrokenPipeError):
-        Worker(*child.take_standard_streams()).run()
+        try:
+            worker = Worker(inlet, outlet)
+        except (CaiafsError, OSError) as error:
+            _say(outlet, "failed", *_refusal(error, untouched=True))
+        else:
+            worker.run()

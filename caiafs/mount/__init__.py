@@ -208,6 +208,7 @@ class Mount:
         notifier: Notifier,
     ) -> None:  # fmt: skip
         self.config = config
+        self._lock_fds = lock_fds
         self.notifier = notifier
         self.born_read_only = config.ro
         """Nothing can be kept: neither journal nor committer were made for it."""
@@ -370,6 +371,12 @@ class Mount:
                 await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 
+    def _state_dir_now(self) -> str:
+        """Where the state directory is: somebody may have moved the repository, and it went along."""
+        if not self._lock_fds:
+            return self.state_dir
+        return os.path.dirname(os.readlink(f"/proc/self/fd/{self._lock_fds[0]}"))
+
     async def _reconcile(self) -> None:
         try:
             await self.committer.reconcile()
@@ -379,7 +386,7 @@ class Mount:
     def _kernel(self, started: trio.Event) -> Operations:
         virtual = Virtual(self.report.files(), visible=self.config.virtual == "visible")
         operations = Operations(
-            self.fs, virtual, self.metrics, started.set, self.store.git_dir, self.state_dir
+            self.fs, virtual, self.metrics, started.set, self.store.git_dir, self._state_dir_now
         )
         self.fs.prune_in_kernel = self._prune_later
         if not self.config.ro:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -303,6 +304,22 @@ def test_a_repository_that_fails_stops_nobody_and_gets_everything_later(
     assert committed(mount, "file 19") == b"19" * 1000
 
 
+def test_a_daemon_whose_repository_was_moved_with_its_state_is_asked_there(mount: Mount) -> None:
+    quiet(mount)
+    mount.expect_log("no git repository|moved away|No such file|cannot")
+    (mount.path / "file").write_bytes(b"data")
+    moved_away(mount, mount.path)
+    try:
+        refused = mount.caiafs("commit", mount.path, status=1)
+        assert re.search("no git repository|is not there|No such file", refused.stderr)
+        wait_until(lambda: "degraded" in mount.caiafs("status", mount.path).stdout, 20, "degraded")
+    finally:
+        moved_back(mount, mount.path)
+    healthy(mount)
+    mount.commit()
+    assert committed(mount, "file") == b"data"
+
+
 def test_large_files_are_read_while_the_state_directory_is_full(small: Small, mounts: Mounts) -> None:
     place = small(mounts.base / "state", "3m")
     mount = mounts(f"state_dir={place}/s", *QUICK)
@@ -365,7 +382,7 @@ def test_a_change_of_a_damaged_file_is_held_back_alone(mounts: Mounts) -> None:
     health = mount.stats("health.json")
     assert any("changes of bad are not in git" in reason for reason in health["reasons"]), health
     assert os.getxattr(mount.path / "bad", "user.caiafs.state") in (b"journal", b"durable")
-    refused = mount.caiafs("commit", mount.path, status=1)
+    refused = mount.mount.caiafs("commit", mount.path, status=1)
     assert "changes of bad are only safe in the journal" in refused.stderr
     mount.kill()
     checked = mount.caiafs("check", mount.repository, status=None)

@@ -548,7 +548,7 @@ def test_a_call_whose_change_git_has_is_not_failed_by_a_later_one(stage: Stage) 
     async def play() -> None:
         file = await stage.core.put(b"file", b"data")
         await stage.core.committer.commit()
-        requests = Operations(stage.fs, Virtual({}), stage.core.metrics, lambda: None, "/", "/")
+        requests = Operations(stage.fs, Virtual({}), stage.core.metrics, lambda: None, "/", lambda: "/")
         later: list[FSError] = []
         real = stage.git.real.ask
 

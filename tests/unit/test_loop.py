@@ -142,9 +142,11 @@ def test_spins_that_find_nothing_get_shorter_and_a_short_sleep_brings_them_back(
 
     async def main() -> None:
         loop = greeted(0.001)
-        for _ in range(20):
+        for _ in range(200):  # some are over before they look, on a machine with much to do
             with trio.move_on_after(0.004):
                 await loop.wait_readable(ours.fileno())
+            if not loop._spin:
+                break
         assert loop._spin == 0
         loop._longest = 10**10  # whatever it takes, this sleep counts as short
 

@@ -177,6 +177,49 @@ def test_a_refused_commit_is_tried_again_with_growing_pauses(play: Play) -> None
     play(scene)
 
 
+def test_who_asks_for_a_commit_is_told_soon_that_git_has_refused_for_long(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.worker.refusals = [StoreError("no room")] * 60
+        await stage.change()
+        for _ in range(30):
+            await stage.after(40)
+        assert len(stage.worker.asked) > 15
+        said: list[str] = []
+
+        async def ask() -> None:
+            with pytest.raises(StoreError) as caught:
+                await stage.core.committer.commit()
+            said.append(str(caught.value))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await stage.after(0)
+        assert said == ["not committed, but safe in the journal: no room"]
+
+    play(scene)
+
+
+def test_who_asks_for_a_commit_waits_where_git_refuses_for_a_moment(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.worker.refusals = [StoreError("no room")] * 3
+        await stage.change()
+        done = trio.Event()
+
+        async def ask() -> None:
+            await stage.core.committer.commit()
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await stage.idle()
+            assert stage.core.committer.step() == (0, 0, "waiting to try git again")
+            for _ in range(20):
+                await stage.after(0.5)
+            assert done.is_set()
+
+    play(scene)
+
+
 def test_the_lock_of_another_process_is_waited_for_in_short_pauses(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.worker.refusals = [Refused("locked", True)] * 12

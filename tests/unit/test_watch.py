@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import signal
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -177,3 +180,21 @@ def test_without_a_terminal_there_is_a_line_for_each_look(capsys: pytest.Capture
     assert all(line.startswith("/mnt: healthy, ") for line in lines)
     daemon.state = "failed"
     assert watch.run("/mnt", daemon.ask, daemon.latest, every=0.001, count=1) == 1
+
+
+def test_an_interrupt_that_was_lost_on_its_way_ends_it_all_the_same() -> None:
+    """As in a destructor, of which Python says "Exception ignored"."""
+    daemon = Daemon()
+    before = signal.getsignal(signal.SIGINT)
+    looks = 0
+
+    def ask() -> Mapping[str, Any]:
+        nonlocal looks
+        looks += 1
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return daemon.ask()
+
+    assert watch.run("/mnt", ask, daemon.latest, every=0.001, count=3) == 0
+    assert looks == 1
+    assert signal.getsignal(signal.SIGINT) is before
