@@ -12,7 +12,10 @@ from typing import Any
 
 import caiafs
 from bench import processes
+from caiafs.committer.schedule import TIDY_QUIET
 from caiafs.control import client
+from caiafs.store import Store
+from caiafs.store.repack import PACKS_BEFORE
 
 from .base import Peer, Unavailable, Words, environment, is_mounted, unmount
 
@@ -75,12 +78,18 @@ class Caiafs(Peer):
         return processes.children(self.pid)
 
     def settle(self) -> float:
-        """Everything so far is in git, and nothing runs any more."""
+        """Everything so far is in git, packs are joined if there were many, and nothing runs any more."""
         begun = time.monotonic()
         if self.process is not None and self.process.poll() is None:
             self.commit()
-            processes.settle(self.pid)
+            if self._packs() > PACKS_BEFORE:
+                time.sleep(TIDY_QUIET + 0.2)
+            processes.settle(self.pid, patience=20)
         return time.monotonic() - begun
+
+    def _packs(self) -> int:
+        with Store.open(os.fspath(self.repository)) as store:
+            return store.pack_count()
 
     def commit(self) -> dict[str, Any]:
         """A durable commit of all there is, asked for over the socket as the command does."""

@@ -36,6 +36,7 @@ _OWN_LIMIT = 256 * 1024 * 1024  # larger packs are not worth copying again
 # And nothing that the repository's own configuration names is run: who may write it need not be who mounts.
 _GIT_SETTINGS = (
     "gc.auto=0",
+    "pack.threads=1",  # the other processors are for those who wait
     "core.bigFileThreshold=4m",
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
