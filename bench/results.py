@@ -61,8 +61,11 @@ class Results:
 
     @property
     def busy(self) -> bool:
-        """Whether other work was going on when the run began: then its ratios judge nothing."""
-        return float(self.machine.get("load_before", 0)) > float(self.machine.get("cores", 1))
+        """Whether other work was going on, when the run began and still when it ended: then its ratios judge
+        nothing. A load before alone is of a minute that may have ended with what made it."""
+        before = float(self.machine.get("load_before", 0))
+        after = float(self.machine.get("load_after", before))
+        return min(before, after) > float(self.machine.get("cores", 1))
 
     def value(self, case: str, key: str, metric: str) -> float | None:
         """Median over the rounds, or None if there is none."""

@@ -157,6 +157,8 @@ def test_a_busy_machine_judges_nothing(tmp_path: Path) -> None:
     page = (tmp_path / "performance.md").read_text()
     assert "| 3 × (bindfs disk) | not judged |" in page
     assert "**missed" not in page
+    found.machine["load_after"] = 0.5  # what there was had ended
+    assert not found.busy
 
 
 def test_charts_are_well_formed_whatever_the_names() -> None:
