@@ -85,6 +85,7 @@ class WorkerProcess:
         """The mount's device and place, once there is one: a worker that knows them ends the mount's
         connection if this process dies and cannot let go of it."""
         self._guards = False
+        self._is_open = False
         self.starts = 0
         self.signs = 0
         """Messages from the worker so far: while it works on a batch, each tells that it gets on."""
@@ -132,6 +133,8 @@ class WorkerProcess:
             await self._send(stream, chain(ahead, (message,)))
             return await self._answer(inbox)
         except Refused:
+            if not self._is_open and self._stream is stream:
+                self.stop()  # it could not open the repository, and is about to end
             raise
         except BaseException:
             if self._stream is stream:
@@ -208,7 +211,7 @@ class WorkerProcess:
                 ours.close()
                 raise WorkerGone(f"the commit worker could not be started: {error}") from error
         self.starts += 1
-        self._guards = False
+        self._guards = self._is_open = False
         self._ended = trio.Event()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._answers, self._inbox = trio.open_memory_channel[tuple[Any, ...]](64)
@@ -239,6 +242,7 @@ class WorkerProcess:
                     if kind == "alive" and rest:
                         self.written = rest[0], rest[1]
                     if kind in ("tip", "ready"):
+                        self._is_open = True
                         tip = rest[0]
                         self._on_tip(tip)
                     elif kind == "log":

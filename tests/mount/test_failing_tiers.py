@@ -382,7 +382,7 @@ def test_a_change_of_a_damaged_file_is_held_back_alone(mounts: Mounts) -> None:
     health = mount.stats("health.json")
     assert any("changes of bad are not in git" in reason for reason in health["reasons"]), health
     assert os.getxattr(mount.path / "bad", "user.caiafs.state") in (b"journal", b"durable")
-    refused = mount.mount.caiafs("commit", mount.path, status=1)
+    refused = mount.caiafs("commit", mount.path, status=1)
     assert "changes of bad are only safe in the journal" in refused.stderr
     mount.kill()
     checked = mount.caiafs("check", mount.repository, status=None)
