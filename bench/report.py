@@ -33,8 +33,9 @@ that the disk spreads: ext4 without a journal creates files several times more s
 were deleted.
 """
 
-BUSY = """The machine was busy with other work when this run began and when it ended. Its ratios are shown and judge
-nothing: how long a process waits for its turn decides, more than what it does. Requests, below, hold all the same.
+BUSY = """The machine was busy with other work when this run began and when it ended. Its ratios are shown and
+judge nothing: how long a process waits for its turn decides, more than what it does. Requests, below, hold
+all the same.
 """
 
 CHARTED = ("caiafs/disk", "bindfs/disk", "mergerfs/disk", "memfs/tmpfs", "plain/disk")
