@@ -26,9 +26,9 @@ class Pace:
         """Whether a request waits to be answered, as far as is known."""
         self._done = 0
 
-    async def step(self, entries: int = LITTLE) -> None:
-        """Called after *entries*, at most LITTLE: others are let in if it is time."""
-        self._done += entries
+    async def step(self) -> None:
+        """Called after at most LITTLE entries: others are let in if it is time."""
+        self._done += LITTLE
         if self._done >= CHUNK or self.is_asked():
             self._done = 0
             await trio.lowlevel.checkpoint()
