@@ -219,11 +219,7 @@ class Operations(pyfuse3.Operations):
         return self._entry(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        nodes = self._fs.tree.nodes
-        for ino, count in inode_list:
-            node = nodes.get(ino)
-            if node is not None:
-                self._fs.tree.forget(node, count)
+        self._fs.forget(inode_list)
 
     @_change
     async def mknod(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,8 +59,10 @@ class Directories:
         self._reading: set[Place] = set()
         self._late: dict[Place, Listing] = {}
         self._swept_at = 0
+        self._pruning = False
+        self._asked = self._forgotten = 0
         self.prune_in_kernel: Callable[[list[tuple[int, bytes]]], None] | None = None
-        """Makes the kernel forget names, some time later; set once there is a kernel."""
+        """Makes the kernel forget names, some time later, and calls `pruned`; set once there is a kernel."""
 
     def reconfigure(self, config: Config) -> None:
         """Obey other settings while it serves; not every one may differ (see mount/reload.py)."""
@@ -236,7 +238,7 @@ class Directories:
     def _sweep(self, goal: int) -> None:
         """Unload directories, the longest loaded first, until at most *goal* inodes are left.
 
-        What only the kernel still knows it is asked to forget; the next sweep finds it forgotten.
+        What only the kernel still knows it is asked to forget: `forget` sweeps again.
         """
         known: list[tuple[int, bytes]] = []
         for directory in list(self._loaded):
@@ -251,8 +253,30 @@ class Directories:
                 elif names is not None:
                     self.tree.unload(directory)
                     del self._loaded[directory]
-        if known and self.prune_in_kernel is not None:
+        if known and self.prune_in_kernel is not None and not self._pruning:
+            self._pruning = True
+            self._asked, self._forgotten = len(known), 0
             self.prune_in_kernel(known)
+
+    def forget(self, given_back: Sequence[tuple[int, int]]) -> None:
+        """The kernel gives back references: pairs of an inode and how many."""
+        for ino, count in given_back:
+            node = self.tree.nodes.get(ino)
+            if node is not None:
+                self.tree.forget(node, count)
+        self._forgotten += len(given_back)
+        self._sweep_on()
+
+    def pruned(self) -> None:
+        """The kernel went through what it was asked to forget; what it gives back may be on its way."""
+        self._pruning = False
+        self._sweep_on()
+
+    def _sweep_on(self) -> None:
+        """Sweep again once most of what the kernel was asked for has come back: nobody else may ever load."""
+        if self._asked and not self._pruning and self._forgotten * 2 >= self._asked:
+            self._asked = self._swept_at = 0
+            self._account()
 
 
 def shown(path: bytes) -> str:

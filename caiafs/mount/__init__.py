@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -256,7 +257,6 @@ class Mount:
         self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
         self._mounted = False
         self._device: str | None = None
-        self._pruning = False
         self._reload_trouble = ""
         self.leaving = trio.Event()
         self._taken_away = False
@@ -604,16 +604,15 @@ class Mount:
         return kernel.place_of(self._device, self.config.mountpoint)
 
     def _prune_later(self, names: list[tuple[int, bytes]]) -> None:
-        """Inodes take more memory than they may: the kernel is to let go of these. One lot at a time."""
-        if self._mounted and not self._pruning:
-            self._pruning = True
-            trio.lowlevel.spawn_system_task(self._prune, names)
+        """Inodes take more memory than they may: the kernel is to let go of these."""
+        trio.lowlevel.spawn_system_task(self._prune, names)
 
     async def _prune(self, names: list[tuple[int, bytes]]) -> None:
         try:
-            await trio.to_thread.run_sync(kernel.prune, names, abandon_on_cancel=True)
+            prune = partial(kernel.prune, names, lambda: self._mounted)
+            await trio.to_thread.run_sync(prune, abandon_on_cancel=True)
         finally:
-            self._pruning = False
+            self.fs.pruned()
 
     async def flush_kernel(self) -> None:
         """Let the kernel hand over what it holds in its write-back cache."""

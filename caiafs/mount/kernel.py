@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import pyfuse3
@@ -87,15 +87,17 @@ def forget(names: list[tuple[int, bytes]], inodes: Iterable[int] = ()) -> None:
                 log.warning("the kernel could not be told that something changed: %s", error)
 
 
-def prune(names: list[tuple[int, bytes]]) -> None:
+def prune(names: list[tuple[int, bytes]], mounted: Callable[[], bool]) -> None:
     """Make the kernel forget these files, which have not changed, so that they cost nobody memory.
 
     Not for directories: who works in one would find it gone from under them.
     """
     for parent, name in names:
+        if not mounted():
+            return
         try:
             pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT and mounted():
                 log.warning("the kernel could not be asked to forget a name: %s", error)
                 return

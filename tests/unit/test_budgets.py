@@ -11,6 +11,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pytest
 import trio
 from support.core import WHO, Core
 from test_store_support import git
@@ -222,10 +223,54 @@ def test_what_only_the_kernel_knows_it_is_asked_to_forget(tmp_path: Path) -> Non
                 known = core.tree.nodes[parent]
                 assert isinstance(known, Directory)
                 assert known.children is not None
-                core.tree.forget(known.children[name], 1)
+                core.fs.forget([(known.children[name].ino, 1)])
+                if not asked:
+                    core.fs.pruned()
 
     trio.run(walk)
     assert most * NODE_COST < limit
+    core.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_the_kernel_gives_back_is_let_go_of_with_nothing_else_to_load(
+    tmp_path: Path, late: bool
+) -> None:
+    """The last directory is read, and then nobody comes: what the kernel forgets goes all the same.
+
+    *late*: the kernel's answers come after it went through all names.
+    """
+    limit = 1 << 20
+    core = Core(tmp_path)
+    trio.run(put_many, core, 60, 40)
+    core.commit()
+    core = core.crash(memory=limit)
+    asked: list[tuple[int, bytes]] = []
+    core.fs.prune_in_kernel = asked.extend
+
+    def answer() -> None:
+        names, asked[:] = list(asked), []
+        given = [(core.tree.nodes[parent].children[name].ino, 1) for parent, name in names]  # type: ignore[union-attr]
+        if late:
+            core.fs.pruned()
+        for at in range(0, len(given), 16):
+            core.fs.forget(given[at : at + 16])
+        if not late:
+            core.fs.pruned()
+
+    async def walk() -> None:
+        for folder in range(60):
+            directory = await core.find(b"d%d" % folder)
+            assert isinstance(directory, Directory)
+            for child in (await core.fs.children(directory)).values():
+                child.lookups += 1
+        before = len(core.tree.nodes)
+        while asked:
+            answer()
+        assert len(core.tree.nodes) < before // 2
+        assert len(core.tree.nodes) * NODE_COST < limit // 2
+
+    trio.run(walk)
     core.close()
 
 
