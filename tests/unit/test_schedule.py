@@ -160,8 +160,8 @@ def test_a_refused_commit_is_tried_again_with_growing_pauses(play: Play) -> None
     async def scene(stage: Stage) -> None:
         stage.worker.refusals = [StoreError("no room")] * 40
         await stage.change()
-        while len(stage.worker.asked) < 30:
-            await stage.after(0.1 if len(stage.worker.asked) < 10 else 5)
+        while len(stage.worker.asked) < 18:
+            await stage.after(0.1 if len(stage.worker.asked) < 4 else 2)
         pauses = [
             later - earlier
             for earlier, later in zip(stage.worker.asked, stage.worker.asked[1:], strict=False)
