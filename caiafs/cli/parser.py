@@ -44,7 +44,8 @@ class _SetOption(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        value = "".join(f"\\{char}" if char in '\\,"' else char for char in str(values or self.const))
+        text = str(self.const if self.nargs == 0 else values)
+        value = "".join(f"\\{char}" if char in '\\,"' else char for char in text)
         namespace.options = [*namespace.options, f"{self.setting}={value}"]
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def _seconds(least: float, most: float) -> Callable[[object], float]:
 
 _BAD_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^/|/$|^-|(?:^|/)\.|\.lock(?:/|$)|\.$")
 
+_REF_PART_MAX = 255 - len(".lock")
+
 
 def _branch(raw: object) -> str:
     """Follow git-check-ref-format(1); refs/heads/ in front is taken off."""
@@ -99,13 +102,14 @@ def _branch(raw: object) -> str:
         raise ValueError(
             "a branch name as git takes it (see git check-ref-format), such as main or work/notes"
         )
+    if max(len(os.fsencode(part)) for part in name.split("/")) > _REF_PART_MAX:
+        raise ValueError(f"at most {_REF_PART_MAX} bytes between two slashes: git's lock of it is a file")
     return name
 
 
 def _author(raw: object) -> str:
-    if not isinstance(raw, str) or not re.fullmatch(
-        r"[^<>\x00\n]*[^<>\x00\n\s][^<>\x00\n]* <[^<>\x00\n]*>", raw
-    ):
+    # As strict as store/objects.py, which writes it: what a commit would refuse later is refused here.
+    if not isinstance(raw, str) or not re.fullmatch(r"[^<>\x00\n]*[^<>\x00\n\s] <[^<>\x00\n]*>", raw):
         raise ValueError('"Name <mail>", such as "Ada Lovelace <ada@example.org>"')
     return raw
 

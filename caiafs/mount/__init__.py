@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pwd
+import shlex
 import signal
 import socket
 import time
@@ -184,7 +185,28 @@ def _choose_branch(config: Config, store: Store) -> bytes:
             f"commits; mount another branch (-o branch=NAME, a new name is begun where HEAD is), switch the "
             f"work tree (git -C {place} switch --detach), or mount read-only (-o ro)"
         )
+    if not config.ro:
+        _refuse_impossible(store, branch)
     return branch
+
+
+def _refuse_impossible(store: Store, branch: bytes) -> None:
+    """A branch that git cannot hold beside another would keep everything in the journal, for ever."""
+    name = os.fsdecode(branch)
+    other = store.ref_in_the_way(b"refs/heads/" + branch)
+    if other is not None:
+        shown = os.fsdecode(other.removeprefix(b"refs/heads/"))
+        raise MountError(
+            f"git cannot hold the branch {name} beside the branch {shown}: mount another one (-o branch=NAME)"
+        )
+    other = store.ref_in_the_way(side_ref(branch))
+    if other is not None:
+        command = ["git", "-C", store.git_dir, "update-ref", "-d", os.fsdecode(other)]
+        raise MountError(
+            f"{os.fsdecode(other)} is in the way of the branch {name}: it keeps the attributes of a branch "
+            f"that was mounted once and is gone. Mount another one (-o branch=NAME), or, if that branch is "
+            f"not wanted back, `{shlex.join(command)}`"
+        )
 
 
 def _lock(config: Config, store: Store, branch: bytes) -> preflight.Lock:

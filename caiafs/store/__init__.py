@@ -218,6 +218,10 @@ class Store:
         """What *refname* (a full name) points at now; None: no such ref; StoreError: it is broken."""
         return self._refs.read(refname)
 
+    def ref_in_the_way(self, refname: bytes) -> bytes | None:
+        """A ref beside which *refname* cannot exist (`a` and `a/b` exclude each other), None if none is."""
+        return self._refs.in_the_way(refname)
+
     def swap_ref(self, refname: bytes, old: Oid | None, new: Oid, message: bytes, who: bytes) -> bool:
         """Move *refname* from *old* (None: it must not exist) to *new*; durable on return.
 

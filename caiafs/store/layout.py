@@ -17,6 +17,9 @@ from caiafs.store.refs import valid_ref
 _EXTENSIONS = {b"noop", b"preciousobjects", b"partialclone", b"worktreeconfig", b"relativeworktrees"}
 
 
+_CRUD = bytes(range(33)) + b".,:;<>\"\\'"
+
+
 class Layout:
     """An existing repository: its directories and settings."""
 
@@ -57,12 +60,14 @@ class Layout:
         return value in (b"true", b"yes", b"on", b"1", b"always")
 
     def identity(self) -> bytes | None:
-        """user.name and user.email as "Name <mail>", from this repository, the user or the machine."""
+        """user.name and user.email as "Name <mail>", from this repository, the user or the machine; without
+        what git leaves out of them."""
         stack = StackedConfig([self.config, *StackedConfig.default_backends()])
         try:
             name, mail = stack.get((b"user",), b"name"), stack.get((b"user",), b"email")
         except KeyError:
             return None
+        name, mail = _without_crud(name), _without_crud(mail)
         return name + b" <" + mail + b">" if name and mail else None
 
     def _flag(self, section: bytes, key: bytes) -> bool:
@@ -182,6 +187,11 @@ def _write_durably(path: str, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _without_crud(text: bytes) -> bytes:
+    """What git writes into a commit of a name or an address (ident.c in git)."""
+    return text.strip(_CRUD).translate(None, b"\n<>\0")
 
 
 def _is_git_dir(path: str) -> bool:

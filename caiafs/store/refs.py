@@ -259,15 +259,29 @@ class Refs:
                         f"ref {os.fsdecode(name)} cannot exist beside {os.path.relpath(directory, self._dir)}"
                     ) from None
 
+    def in_the_way(self, name: bytes) -> bytes | None:
+        """A ref beside which *name* cannot exist: of `a` and `a/b`, git holds one. None if there is none."""
+        for parent in _parents(name):
+            if self._loose(parent) is not None:
+                return parent
+        top = os.fsencode(self._path(name))
+        for folder, _, files in os.walk(top):
+            for file in files:
+                full = name + (folder + b"/" + file).removeprefix(top)
+                if valid_ref(full) and self._loose(full) is not None:  # no lock of one that is being made
+                    return full
+        return self._packed_conflict(name)
+
+    def _packed_conflict(self, name: bytes) -> bytes | None:
+        """The same among packed refs, where no file stands in the way."""
+        parents, prefix = _parents(name), name + b"/"
+        found = (other for other in self._packed_refs() if other in parents or other.startswith(prefix))
+        return next(found, None)
+
     def _refuse_conflicts(self, name: bytes) -> None:
-        """Packed refs `a` and `a/b` cannot both exist either, though no file stands in the way."""
-        packed = self._packed_refs()
-        parts = name.split(b"/")
-        parents = {b"/".join(parts[:n]) for n in range(2, len(parts))}
-        prefix = name + b"/"
-        for other in packed:
-            if other in parents or other.startswith(prefix):
-                raise StoreError(f"ref {os.fsdecode(name)} cannot exist beside {os.fsdecode(other)}")
+        other = self._packed_conflict(name)
+        if other is not None:
+            raise StoreError(f"ref {os.fsdecode(name)} cannot exist beside {os.fsdecode(other)}")
 
     def _log(self, name: bytes, old: bytes | None, new: bytes, message: bytes, who: bytes) -> None:
         """Append to the reflog where git would. A reflog is a courtesy: its failure fails nothing."""
@@ -359,6 +373,12 @@ class Refs:
             raise failed(f"cannot read packed-refs in {self._dir}", error) from error
         self._packed = (key, refs)
         return refs
+
+
+def _parents(name: bytes) -> list[bytes]:
+    """The refs below which *name* would lie, if they were any."""
+    parts = name.split(b"/")
+    return [b"/".join(parts[:n]) for n in range(2, len(parts))]
 
 
 def _locked(lock: str) -> RefLocked:

@@ -50,7 +50,9 @@ class Inodes:
         return False
 
     def is_clean(self, node: Node) -> bool:
-        """True if the last finished commit holds *node* as it is."""
+        """True if the last finished commit holds *node* as it is, a directory with all that is below it."""
+        if node is self.root:
+            return not self.root.changed and self.root.frozen is None
         for directory, name in node.links():
             if name in directory.changed or self._is_in_flight(directory, name):
                 return False

@@ -8,6 +8,7 @@ import pytest
 from test_store_support import git
 
 from caiafs.config import Config
+from caiafs.errors import MountError
 from caiafs.mount import _choose_branch
 from caiafs.store import Store
 
@@ -35,3 +36,26 @@ def test_a_head_that_names_nothing_is_told_of_if_there_is_something_else(
     store.refresh()
     assert _choose_branch(Config(str(repository), "/m"), store) == b"main"
     assert caplog.text == ""
+
+
+def test_a_branch_that_git_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Else all that is written to the mount would stay in the journal, and no commit ever be made."""
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", "r.git")
+    repository = tmp_path / "r.git"
+    tree = git(repository, "hash-object", "-t", "tree", "-w", "/dev/null").strip().decode()
+    commit = git(repository, "commit-tree", "-m", "First", tree).strip().decode()
+    git(repository, "update-ref", "refs/heads/main", commit)
+    git(repository, "update-ref", "refs/caiafs/gone", commit)
+    store = Store.open(str(repository))
+
+    def choose(branch: str, ro: bool = False) -> bytes:
+        return _choose_branch(Config(str(repository), "/m", branch=branch, ro=ro), store)
+
+    with pytest.raises(MountError, match="cannot hold the branch main/x beside the branch main: "):
+        choose("main/x")
+    with pytest.raises(MountError, match=r"refs/caiafs/gone is in the way.*update-ref -d refs/caiafs/gone"):
+        choose("gone/x")
+    assert choose("gone/x", ro=True) == b"gone/x", "nothing is committed there"
+    assert choose("gone") == b"gone"
+    git(repository, "update-ref", "-d", "refs/caiafs/gone")
+    assert choose("gone/x") == b"gone/x"

@@ -152,6 +152,9 @@ def test_repository_may_come_from_the_environment_or_a_file(
 def test_usage_errors_of_mount_exit_2(ran: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mount", "-o", "memroy=1g", "/r", "/m"]) == 2
     assert capsys.readouterr().err == "caiafs: -o memroy: unknown option; did you mean 'memory'?\n"
+    for flag in ("--branch", "--author", "--http", "--state-dir"):
+        assert main(["mount", flag, "", "/r", "/m"]) == 2, "nothing is not the word None"
+        assert f"-o {flag[2:].replace('-', '_')} = ''" in capsys.readouterr().err
     assert main(["mount", "/r", "/m", "/more"]) == 2
     with pytest.raises(SystemExit):
         main(["mount", "/r", "/m", "--nonsense"])

@@ -33,7 +33,7 @@ from caiafs.errors import FSError, JournalDamaged, StoreError
 from caiafs.filesystem import LINK_MAX, NAME_MAX, NODE_COST, RENAME_NOREPLACE, XATTR_SIZE_MAX, acl
 from caiafs.records import RENAME_EXCHANGE, Remove, Write
 from caiafs.store import COMMIT, REGULAR, TREE, TreeEntry, encode_commit, encode_tree
-from caiafs.tree import Directory, File, Node
+from caiafs.tree import ROOT_INO, Directory, File, Node
 
 ROOT = 1
 FILE, FOLDER, LINK, FIFO = 0o100644, 0o040755, 0o120777, 0o010600
@@ -835,6 +835,27 @@ def test_where_a_file_is_safe(core: Core) -> None:
     assert core.fs.get_xattr(file.ino, b"user.caiafs.commit") == head.hex().encode()
     write(core, file, 0, b"y")
     assert state() == b"journal"
+
+
+def test_the_root_is_in_git_when_all_below_it_is(core: Core) -> None:
+    def asked(name: bytes) -> bytes:
+        return core.fs.get_xattr(ROOT_INO, b"user.caiafs." + name)
+
+    make(core, b"file", data=b"x")
+    assert asked(b"state") == b"journal"
+    head = core.commit()
+    assert head is not None
+    assert (asked(b"state"), asked(b"commit")) == (b"committed", head.hex().encode())
+    core.fs.set_attributes(ROOT_INO, mode=0o700)
+    assert asked(b"state") == b"journal"
+    refuses(errno.ENODATA, core.fs.get_xattr, ROOT_INO, b"user.caiafs.commit")
+    batch = core.fs.freeze()
+    assert asked(b"state") == b"journal", "a batch that is on its way is not in git"
+    while core.tree.capture(64):
+        pass
+    core.fs.thaw(batch, None)
+    core.commit()
+    assert asked(b"state") == b"committed"
 
 
 # ---- deep paths

@@ -289,6 +289,26 @@ def test_only_ref_names_git_takes_are_written(tmp_path: Path, name: bytes) -> No
         store.swap_ref(name, None, a, b"x", WHO)
 
 
+@pytest.mark.parametrize(
+    ("name", "mail", "identity"),
+    [
+        ("Ada", "a@b", b"Ada <a@b>"),
+        ("  Ada  ", " a@b ", b"Ada <a@b>"),
+        ("Ada <x>,", "<a@b>", b"Ada x <a@b>"),
+        ('O\'Neil, "Ann" ', "a@b", b"O'Neil, \"Ann <a@b>"),
+        (" . ", "a@b", None),
+        ("Ada", "<>", None),
+    ],
+)
+def test_the_identity_is_what_git_makes_of_its_configuration(
+    tmp_path: Path, name: str, mail: str, identity: bytes | None
+) -> None:
+    store = new_store(tmp_path)
+    git(store.git_dir, "config", "user.name", name)
+    git(store.git_dir, "config", "user.email", mail)
+    assert Store.open(store.git_dir).configured_identity() == identity
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_ref_and_a_ref_below_it_exclude_each_other(tmp_path: Path, packed: bool) -> None:
     store = new_store(tmp_path)
@@ -299,8 +319,12 @@ def test_a_ref_and_a_ref_below_it_exclude_each_other(tmp_path: Path, packed: boo
         with pytest.raises(StoreError):
             store.swap_ref(name, None, a, b"x", WHO)
         assert store.read_ref(name) is None
+        assert store.ref_in_the_way(name) == b"refs/heads/x/y"
+    assert store.ref_in_the_way(b"refs/heads/x/z") is None
+    assert store.ref_in_the_way(b"refs/heads/x/y") is None, "itself"
     git(store.git_dir, "update-ref", "-d", "refs/heads/x/y")
     Path(store.git_dir, "refs/heads/x/empty/deeper").mkdir(parents=True)
+    assert store.ref_in_the_way(b"refs/heads/x") is None
     assert store.swap_ref(b"refs/heads/x", None, a, b"x", WHO)
     assert fsck(store.git_dir) == ""
 
