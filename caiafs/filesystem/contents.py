@@ -47,25 +47,6 @@ class BlobSource(Protocol):
     def stream_blob(self, oid: bytes, spool_dir: str | None = None) -> Iterator[bytes]: ...
 
 
-class CachedBlob:
-    """A whole blob in memory."""
-
-    __slots__ = ("_cache", "data", "oid")
-
-    def __init__(self, oid: bytes, data: bytes, cache: dict[bytes, CachedBlob]) -> None:
-        self.oid = oid
-        self.data = data
-        self._cache = cache
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    def evict(self) -> None:
-        """Go; git has the bytes."""
-        self._cache.pop(self.oid, None)
-
-
 class Contents:
     """Reads pieces of files from wherever they are."""
 
@@ -78,26 +59,16 @@ class Contents:
         self._metrics = metrics
         self._spool = spool
         self._ask = ask
-        self._blobs: dict[bytes, CachedBlob] = {}
         self._readers: OrderedDict[bytes, BlobReader] = OrderedDict()
 
     def keep(self, oid: bytes, data: bytes) -> None:
-        """*data* is the whole blob *oid*: hold it for the next reader."""
-        if oid not in self._blobs and len(data) <= WHOLE:
-            block = self._blobs[oid] = CachedBlob(oid, data, self._blobs)
-            self._memory.hold(block)
-
-    def cached(self, oid: bytes) -> bytes | None:
-        """The whole blob, if memory has it."""
-        block = self._blobs.get(oid)
-        if block is None:
-            return None
-        self._memory.use(block)
-        return block.data
+        """*data* is the whole blob *oid*: a small one is held for the next reader."""
+        if len(data) <= WHOLE:
+            self._memory.keep(oid, data)
 
     async def blob(self, oid: bytes) -> bytes:
         """The whole of a small blob."""
-        data = self.cached(oid)
+        data = self._memory.blob(oid)
         if data is None:
             data = bytes(await self._ask(self._store.blob, oid, WHOLE))
             self.keep(oid, data)

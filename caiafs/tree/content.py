@@ -21,6 +21,9 @@ class Ledger(Protocol):
     def drop(self, block: Extent) -> None:
         """*block* is not needed any more."""
 
+    def forget(self, oid: bytes) -> None:
+        """A file that held the blob *oid* does so no more."""
+
 
 class Extent:
     """Bytes of one file in the journal, and in memory too as long as `data` is not None."""
@@ -164,6 +167,8 @@ class Content:
         else:
             self.extents = []
         self.size = extent.length
+        if self.base is not None:
+            ledger.forget(self.base)
         self.base, self.base_size, self.base_limit = None, 0, 0
         self.low_water = 0
 
@@ -204,6 +209,8 @@ class Content:
         self.extents = [extent for extent in self.extents if extent.position >= position]
         for extent in done:
             ledger.drop(extent)
+        if self.base is not None and self.base != oid:
+            ledger.forget(self.base)
         self.base = oid
         self.base_size = size
         self.base_limit = min(self.low_water, size)
@@ -237,6 +244,8 @@ class Content:
         for extent in self.extents:
             ledger.drop(extent)
         self.extents = []
+        if self.base is not None:
+            ledger.forget(self.base)
 
 
 def _extent_end(extent: Extent) -> int:

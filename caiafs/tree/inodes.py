@@ -129,8 +129,6 @@ class Inodes:
         """Forget the entries of *directory*; returns how many. `can_unload` was asked in the same step."""
         children = directory.children or {}
         for child in children.values():
-            if isinstance(child, File):
-                child.content.discard(self._ledger)
             del self.nodes[child.ino]
         directory.children = directory.unfit = None
         return len(children)

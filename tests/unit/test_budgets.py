@@ -17,7 +17,7 @@ from support.core import WHO, Core
 from test_store_support import git
 
 from caiafs.filesystem import NODE_COST
-from caiafs.tree import Directory, File
+from caiafs.tree import ROOT_INO, Directory, File
 
 KIB4 = random.Random(4).randbytes(4096)
 
@@ -302,4 +302,28 @@ def test_bytes_that_git_has_are_not_needed_in_memory(tmp_path: Path) -> None:
     core.commit()
     figures = core.memory.statistics()
     assert figures["held_bytes"] + figures["inode_bytes"] <= 1 << 20
+    core.close()
+
+
+@pytest.mark.parametrize("how", ["renamed over", "written anew", "removed"])
+def test_versions_that_are_gone_leave_memory(tmp_path: Path, how: str) -> None:
+    """Saved again and again, each time committed: memory holds the last version, not all of them."""
+    core = Core(tmp_path)
+
+    async def save(number: int) -> None:
+        text = b"%d " % number + KIB4
+        if how == "renamed over":
+            await core.put(b"new", text)
+            await core.fs.rename(ROOT_INO, b"new", ROOT_INO, b"text", 0)
+        elif how == "written anew":
+            await core.put(b"text", text)
+        else:
+            await core.put(b"text%d" % number, text)
+            await core.fs.unlink(ROOT_INO, b"text%d" % (number - 1))
+
+    put(core, b"text0")
+    for number in range(1, 20):
+        trio.run(save, number)
+        core.commit()
+        assert core.memory.held < 3 * len(KIB4)
     core.close()

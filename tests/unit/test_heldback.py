@@ -71,7 +71,7 @@ def damage(core: Core, path: str, *, gone: bool = False) -> Callable[[], None]:
     else:
         middle = len(whole) // 2
         file.write_bytes(whole[:middle] + bytes(8) + whole[middle + 8 :])
-    core.fs.contents._blobs.clear()  # as if memory had let go of it
+    core.fs.memory._blobs.clear()  # as if memory had let go of it
 
     def mend() -> None:
         file.write_bytes(whole)
