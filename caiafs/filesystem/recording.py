@@ -374,6 +374,9 @@ class Recording(Directories):
 
         Raises FSError(ENOSPC) when it is full and git does not for as long as `operation_timeout`.
         """
+        # The kernel hands over as much as the smallest journal holds at once: a request always finds room in
+        # an empty one.
+        size = min(size, self.config.journal_max // 2)
         soft = self.config.journal_max - self.config.journal_max // 4
         over = self.journal.size + size - soft
         if over <= 0:

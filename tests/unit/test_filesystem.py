@@ -627,6 +627,24 @@ def test_writes_to_unlinked_files_do_not_fill_the_journal_for_good(tmp_path: Pat
     core.close()
 
 
+def test_the_largest_request_fits_into_the_smallest_journal(tmp_path: Path) -> None:
+    core = Core(tmp_path, journal_max=1 << 20)
+    file = make(core, b"file")
+    assert isinstance(file, File)
+    core.commit()
+
+    async def hand_over(number: int) -> None:
+        with trio.fail_after(20):
+            await core.fs.write(file, number << 20, b"%d" % number * (1 << 20))
+
+    for number in range(3):
+        trio.run(hand_over, number)
+        assert core.journal.size < 3 << 19, "and takes half of it too much, at most"
+        core.commit()
+    assert read(core, file, 2 << 20, 5) == b"22222"
+    core.close()
+
+
 def test_a_compacted_journal_recovers_what_came_after(tmp_path: Path) -> None:
     core = Core(tmp_path, journal_max=1 << 20, segment_size=1 << 16)
     trio.run(core.put, b"a/b/file", b"data")
