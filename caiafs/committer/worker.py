@@ -28,7 +28,7 @@ from ..errors import CaiafsError, ObjectCorrupt, ObjectMissing, RefLocked, Store
 from ..journal import Reader, Volatile
 from ..records import BadRecord
 from ..records.side import parse_side_message, side_message, vouch
-from ..store import Store, encode_commit
+from ..store import Store, Value, encode_commit
 from ..tree import DirectoryState, EntryState
 from .build import COMMIT, TREE, Builder, Unreadable
 from .message import compose
@@ -142,6 +142,7 @@ class Worker:
         self._watch: RefWatch | None = None
         self._hears = False
         self._last: tuple[bytes, bytes] | None = None
+        self._values: list[Value] = []
         (self._place,) = self._receive()
         self._store = Store.open(self._place.git_dir)
         self._store.alive = self._alive
@@ -180,6 +181,7 @@ class Worker:
             else:
                 if name not in ("directories", "guard"):
                     self._send("done", answer, self._tip)
+            self.rest()
 
     def _wait(self) -> bool:
         """Until there is something to do; False if that is a look at the branch."""
@@ -196,6 +198,13 @@ class Worker:
     def refusal(self, error: CaiafsError | OSError) -> tuple[Any, ...]:
         """What the daemon is told of an *error*: see process.Refused."""
         return _refusal(error, self._untouched)
+
+    def rest(self) -> None:
+        """After an answer: what nobody has to wait for."""
+        if self._values:
+            while self._values:
+                self._values.pop().drop()
+            self._store.make_ready(self._tmp)
 
     # ---- what can be asked
 
@@ -233,7 +242,10 @@ class Worker:
                     order.zone, side_message(commit, vouched, order.position),
                 ),
             )  # fmt: skip
-            pack = packer.finish()
+            for oid in (side, commit):
+                if oid is not None:
+                    self._values.append(store.ref_value(oid))
+            pack = packer.finish([value.fd for value in self._values])
         except BaseException as error:
             packer.abort()
             if isinstance(error, Unreadable) and not os.path.isdir(os.path.join(store.git_dir, "objects")):
@@ -243,8 +255,8 @@ class Worker:
             self._builder = None
             reader.close()
         try:
-            self._move_side(order, side)
-            landed = commit is None or self._move_branch(order, commit, text)
+            self._move_side(order, side, self._values[0])
+            landed = commit is None or self._move_branch(order, commit, text, self._values[1])
         finally:
             if pack is not None:
                 pack.release()
@@ -302,7 +314,7 @@ class Worker:
 
     def _make_tmp(self) -> None:
         """Somebody may have tidied it away; but where the whole repository was moved, nothing is made."""
-        if os.path.isdir(os.path.join(self._store.git_dir, "objects")):
+        if not os.path.isdir(self._tmp) and os.path.isdir(os.path.join(self._store.git_dir, "objects")):
             os.makedirs(self._tmp, mode=0o700, exist_ok=True)
 
     def _commit(
@@ -330,23 +342,24 @@ class Worker:
             return self._last[1]
         return self._store.commit(commit).tree
 
-    def _move_side(self, order: Order, side: bytes) -> None:
+    def _move_side(self, order: Order, side: bytes, value: Value) -> None:
         store, ref = self._store, self._place.side
         current = store.read_ref(ref)
         if current == side:
             return
         self._untouched = False
-        if not store.swap_ref(ref, current, side, b"caiafs: metadata", order.identity):
+        if not store.swap_ref(ref, current, side, b"caiafs: metadata", order.identity, value):
             raise StoreError(f"{ref.decode(errors='replace')} moved while it was written")
 
-    def _move_branch(self, order: Order, commit: bytes, text: bytes) -> bool:
+    def _move_branch(self, order: Order, commit: bytes, text: bytes, value: Value) -> bool:
         store, ref = self._store, self._place.branch
         current = store.read_ref(ref)
         if current == commit:
             return True
         if current is not None and current != order.expected:
             return False
-        return store.swap_ref(ref, current, commit, b"commit: " + text.split(b"\n")[0], order.identity)
+        message = b"commit: " + text.split(b"\n")[0]
+        return store.swap_ref(ref, current, commit, message, order.identity, value)
 
     # ---- the pipe
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Sequence
 from typing import Protocol
 
-from .aio import Flusher
+from ..aio import Flusher
 
 
 class Disk(Protocol):

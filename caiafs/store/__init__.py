@@ -21,15 +21,17 @@ are packs and their `.keep`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from caiafs.aio import Syncer
 from caiafs.errors import ObjectCorrupt, ObjectMissing, StoreError
 from caiafs.store import repack
 from caiafs.store.blobs import IN_MEMORY, BlobReader, Spool, open_pieces, verified
-from caiafs.store.disk import failed, probe_directory
+from caiafs.store.disk import NewFiles, failed, probe_directory
 from caiafs.store.layout import Layout, create_bare
 from caiafs.store.names import (
     CONTENT_CHECK_LIMIT,
@@ -67,8 +69,15 @@ from caiafs.store.objects import (
     valid_identity,
 )
 from caiafs.store.odb import ObjectDatabase
-from caiafs.store.pack import Keeper, KeptPack, PackWriter, clear_stale_keeps, clear_stale_temps
-from caiafs.store.refs import Refs, valid_ref
+from caiafs.store.pack import (
+    Keeper,
+    KeptPack,
+    PackWriter,
+    clear_stale_keeps,
+    clear_stale_temps,
+    temporary_files,
+)
+from caiafs.store.refs import Refs, Value, valid_ref
 
 __all__ = [
     "BLOB",
@@ -91,6 +100,7 @@ __all__ = [
     "Store",
     "TreeEntry",
     "Unfit",
+    "Value",
     "encode_commit",
     "encode_tree",
     "graft_unfit",
@@ -137,6 +147,8 @@ class Store:
         self._odb = ObjectDatabase(os.path.join(self.git_dir, "objects"))
         self._refs = Refs(self.git_dir, layout.logs_refs)
         self._keeper = Keeper(os.path.join(self.git_dir, "caiafs", "locks"))
+        self._syncer = Syncer()
+        self._files: dict[str, NewFiles] = {}
 
     # --- making and opening
 
@@ -186,6 +198,8 @@ class Store:
         self._odb.close()
         self._refs.close()
         self._keeper.close()
+        for files in self._files.values():
+            files.close()
 
     def __enter__(self) -> Store:
         return self
@@ -222,13 +236,21 @@ class Store:
         """A ref beside which *refname* cannot exist (`a` and `a/b` exclude each other), None if none is."""
         return self._refs.in_the_way(refname)
 
-    def swap_ref(self, refname: bytes, old: Oid | None, new: Oid, message: bytes, who: bytes) -> bool:
+    def ref_value(self, new: Oid) -> Value:
+        """The file that `swap_ref` gives a ref's name. The caller syncs it, beside others, and drops it."""
+        return self._refs.value(new)
+
+    def swap_ref(
+        self, refname: bytes, old: Oid | None, new: Oid, message: bytes, who: bytes,
+        value: Value | None = None,
+    ) -> bool:  # fmt: skip
         """Move *refname* from *old* (None: it must not exist) to *new*; durable on return.
 
         False when it is not at *old* any more; RefLocked when another process holds its lock.
-        *message* and *who* (`Name <mail>`) go into the reflog, if the repository keeps one.
+        *message* and *who* (`Name <mail>`) go into the reflog, if the repository keeps one. *value* is the
+        `ref_value` of *new*, and on disk; without one it is made.
         """
-        return self._refs.swap(refname, old, new, message, who)
+        return self._refs.swap(refname, old, new, message, who, value)
 
     def ref_signature(self, refname: bytes) -> tuple[object, ...]:
         """A cheap token that changes whenever *refname* may have; for polling."""
@@ -415,7 +437,17 @@ class Store:
 
     def pack_writer(self, tmp_dir: str) -> PackWriter:
         """A new pack; *tmp_dir* is on the repository's filesystem, outside objects/."""
-        return PackWriter(self._odb.path, tmp_dir, lambda: self.alive(), self._keeper)
+        files, sync = self._files_in(tmp_dir), self._syncer.sync
+        return PackWriter(self._odb.path, tmp_dir, lambda: self.alive(), self._keeper, files, sync)
+
+    def _files_in(self, tmp_dir: str) -> NewFiles:
+        return self._files.setdefault(tmp_dir, temporary_files(tmp_dir))
+
+    def make_ready(self, tmp_dir: str) -> None:
+        """Make what a commit needs before there is one: files for a pack, its index and two refs."""
+        with contextlib.suppress(OSError):  # the commit says what it is
+            self._files_in(tmp_dir).make_ahead(2)
+            self._refs.make_ready(2)
 
     def clear_stale(self, tmp_dir: str) -> int:
         """Remove what a worker that was killed left behind: temporary files, `.keep`s, ref locks; how many.

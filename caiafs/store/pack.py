@@ -1,7 +1,7 @@
 """Writing packs: the one way objects get into the repository.
 
-The committer adds objects and gets one durable pack per commit: two files and three fsyncs,
-however many objects; loose objects would be one fsync each and were slower from the first
+The committer adds objects and gets one durable pack per commit: two files, synced together, and their
+directory, however many objects; loose objects would be one fsync each and were slower from the first
 file on (docs/decisions.md). dulwich's writer was not chosen: it holds every object in memory,
 reads each one twice again, and syncs nothing.
 
@@ -21,10 +21,9 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -32,7 +31,7 @@ from typing import NamedTuple, Protocol
 from isal import isal_zlib
 
 from caiafs.errors import StoreError
-from caiafs.store.disk import failed, fsync_dir, write_all
+from caiafs.store.disk import NewFiles, failed, fsync_dir, fsync_each, write_all
 from caiafs.store.objects import BLOB, KIND_NAMES, Oid
 
 LEVEL = 1
@@ -85,7 +84,7 @@ class Keeper:
     def _begin(self) -> None:
         self.close()
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        self._fd, self._path = _locked_temp(self._directory, ".owner")
+        self._fd, self._path = temporary_files(self._directory).make(".owner")
         self._process = os.getpid()
         try:
             os.write(self._fd, KEEP_PREFIX + b"%d\n" % os.getpid())
@@ -148,10 +147,13 @@ class PackWriter:
 
     def __init__(
         self, objects_dir: str, tmp_dir: str, alive: Callable[[], None] = lambda: None,
-        keeper: Keeper | None = None,
+        keeper: Keeper | None = None, files: NewFiles | None = None,
+        sync: Callable[[Sequence[int]], None] = fsync_each,
     ) -> None:  # fmt: skip
         """*alive* is told of progress, at the latest after each MiB that is written, hashed or copied."""
         self._alive = alive
+        self._files = files or temporary_files(tmp_dir)
+        self._sync = sync
         self._keeper = keeper or Keeper(tmp_dir)
         self._synced = 0
         self._objects_dir = objects_dir
@@ -233,8 +235,9 @@ class PackWriter:
             self._entries[oid] = (start, crc)
         return oid
 
-    def finish(self) -> KeptPack | None:
-        """Make the pack durable and visible; None when nothing was added.
+    def finish(self, beside: Sequence[int] = ()) -> KeptPack | None:
+        """Make the pack durable and visible; None when nothing was added. Else what was written to the files
+        *beside* is durable, too: the disk has all in the time that it takes for one.
 
         After an error nothing is visible; the writer is closed either way. StoreError carries the errno.
         """
@@ -243,7 +246,7 @@ class PackWriter:
             self.abort()
             return None
         try:
-            return self._finish()
+            return self._finish(beside)
         except OSError as error:
             raise failed(f"cannot write a pack into {self._objects_dir}", error) from error
         finally:
@@ -289,7 +292,7 @@ class PackWriter:
     def _flush(self) -> None:
         try:
             if self._fd < 0:
-                self._fd, self._path = _locked_temp(self._tmp_dir, ".pack")
+                self._fd, self._path = self._files.make(".pack")
             write_all(self._fd, self._buffer, self._flushed)
             if self._flushed + len(self._buffer) - self._synced >= _SYNC_EVERY:
                 self._alive()
@@ -310,7 +313,7 @@ class PackWriter:
             self._flushed = size
             self._synced = min(self._synced, size)
 
-    def _finish(self) -> KeptPack:
+    def _finish(self, beside: Sequence[int]) -> KeptPack:
         header = _header(len(self._entries))
         if self._fd < 0:
             self._buffer[: len(header)] = header
@@ -325,13 +328,12 @@ class PackWriter:
             self._flush()
         os.ftruncate(self._fd, self._flushed)
         os.fchmod(self._fd, 0o444)
-        os.fsync(self._fd)
-        self._alive()
-        index_fd, index_path = _locked_temp(self._tmp_dir, ".idx")
+        index_fd, index_path = self._files.make(".idx")
         try:
             write_all(index_fd, index_v2(self._entries, checksum), 0)
             os.fchmod(index_fd, 0o444)
-            os.fsync(index_fd)
+            self._alive()
+            self._sync((self._fd, index_fd, *beside))
             return self._publish(checksum, index_path)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -419,12 +421,9 @@ def index_v2(entries: dict[Oid, tuple[int, int]], checksum: bytes) -> bytes:
     return body + hashlib.sha1(body, usedforsecurity=False).digest()
 
 
-def _locked_temp(directory: str, suffix: str) -> tuple[int, str]:
-    """A new temporary file, locked for as long as it is open: a lock that can be taken means nobody lives."""
-    path = os.path.join(directory, f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{suffix}")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd, path
+def temporary_files(directory: str) -> NewFiles:
+    """Where packs and indexes in *directory* begin. `clear_stale_temps` knows them."""
+    return NewFiles(directory, TEMP_PREFIX, 0o644)
 
 
 def clear_stale_keeps(pack_dir: str) -> int:

@@ -21,14 +21,13 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import threading
 import time
 
 from dulwich.refs import Ref, check_ref_format
 
 from caiafs.errors import RefLocked, StoreError
-from caiafs.store.disk import failed, fsync_dir
+from caiafs.store.disk import NewFiles, failed, fsync_dir
 
 _ZERO = "0" * 40
 _HEX = re.compile(rb"[0-9a-fA-F]{40}")
@@ -42,11 +41,42 @@ def valid_ref(name: bytes) -> bool:
     return name.startswith(b"refs/") and check_ref_format(Ref(name))
 
 
+class Value:
+    """A file with the new value of a ref, where git does not look. To be dropped when nobody waits."""
+
+    __slots__ = ("_replaced", "fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self._replaced = -1
+
+    def take_name(self, path: str) -> None:
+        """Be the ref at *path*."""
+        with contextlib.suppress(OSError):  # what it is will show
+            self._replaced = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        _rename_over(self.path, path)
+        self.path = ""
+
+    def drop(self) -> None:
+        """Let go of it: the file is removed, unless it is a ref now. What it replaced is freed by this close,
+        which takes ext4 longer than the rename."""
+        if self.path:
+            with contextlib.suppress(OSError):  # the next start clears it away
+                os.unlink(self.path)
+            self.path = ""
+        for fd in (self.fd, self._replaced):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._replaced = -1
+
+
 class Refs:
     """The refs of one repository (*git_dir* is the common directory). Safe to use from several threads."""
 
     def __init__(self, git_dir: str, log_new_refs: bool) -> None:
         self._own = os.path.join(git_dir, "caiafs", "locks")
+        self._files = NewFiles(self._own)
         self._owner: tuple[str, int, int] | None = None  # path, descriptor, process
         self._making = threading.Lock()
         self._dir = git_dir
@@ -56,8 +86,8 @@ class Refs:
 
     def read(self, refname: bytes) -> bytes | None:
         """The object *refname* points at, None when there is no such ref; StoreError when it is broken."""
-        name = self._resolve(refname)
-        return self._read_one(name)
+        name, content = self._follow(refname)
+        return self._value_in(name, content)
 
     def branches(self) -> list[bytes]:
         """The short names of all branches that have a commit, in order."""
@@ -91,8 +121,12 @@ class Refs:
                 break
         return tuple(token)
 
-    def swap(self, refname: bytes, old: bytes | None, new: bytes, message: bytes, who: bytes) -> bool:
-        """Point *refname* at *new* if it still points at *old* (None: does not exist), durably.
+    def swap(
+        self, refname: bytes, old: bytes | None, new: bytes, message: bytes, who: bytes,
+        value: Value | None = None,
+    ) -> bool:  # fmt: skip
+        """Point *refname* at *new* if it still points at *old* (None: does not exist), durably. *value* holds
+        *new*, and is on disk; it is the caller's to drop.
 
         False when it moved; RefLocked when somebody holds its lock; StoreError otherwise. Nothing is
         changed unless True is returned (or the final fsync of a directory failed, which raises).
@@ -101,28 +135,31 @@ class Refs:
             raise StoreError(f"{os.fsdecode(refname)!r} is no name for a ref")
         name = self._resolve(refname)
         path = self._path(name)
+        own: Value | None = None
         try:
-            return self._swap_locked(name, path, old, new, message, who)
+            if value is None:
+                value = own = self.value(new)
+                os.fsync(own.fd)
+            return self._swap_locked(name, path, old, new, message, who, value)
         except OSError as error:
             raise failed(f"cannot write ref {os.fsdecode(name)}", error) from error
+        finally:
+            if own is not None:
+                own.drop()
 
     def _swap_locked(
-        self, name: bytes, path: str, old: bytes | None, new: bytes, message: bytes, who: bytes
+        self, name: bytes, path: str, old: bytes | None, new: bytes, message: bytes, who: bytes, value: Value
     ) -> bool:
         lock = path + ".lock"
         held = self._take_lock(name, path, lock)
-        fresh = ""
         try:
             if self._read_one(name) != old:
                 return False
-            self._refuse_conflicts(name)
-            fresh = self._write_value(new)
+            if old is None:
+                self._refuse_conflicts(name)
             self._log(name, old, new, message, who)
-            _rename_over(fresh, path)
-            fresh = ""
+            value.take_name(path)
         finally:
-            if fresh:
-                os.unlink(fresh)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)
             if held is not None:
@@ -130,26 +167,26 @@ class Refs:
         self._sync_directories(os.path.dirname(path))
         return True
 
-    def _write_value(self, new: bytes) -> str:
-        """A file with the ref's new value, on disk; its path. Nothing of git's looks there."""
-        fd, path = self._new_file("ref")
+    def value(self, new: bytes) -> Value:
+        """A file with the value *new*, which the caller syncs and drops. Raises StoreError."""
         try:
-            os.write(fd, new.hex().encode() + b"\n")
-            os.fsync(fd)
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        return path
+            made = Value(*self._new_file(".ref"))
+            try:
+                os.write(made.fd, new.hex().encode() + b"\n")
+            except BaseException:
+                made.drop()
+                raise
+        except OSError as error:
+            raise failed(f"cannot write in {self._own}", error) from error
+        return made
+
+    def make_ready(self, count: int) -> None:
+        """Make the files of *count* values ahead. Raises OSError."""
+        self._files.make_ahead(count)
 
     def _new_file(self, suffix: str) -> tuple[int, str]:
-        """A new file among our own, locked with flock(2) while it is open."""
         os.makedirs(self._own, mode=0o700, exist_ok=True)
-        path = os.path.join(self._own, f"{os.getpid()}-{secrets.token_hex(6)}.{suffix}")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fd, path
+        return self._files.make(suffix)
 
     # --- locks
 
@@ -178,7 +215,7 @@ class Refs:
                 path, _, pid = self._owner
                 if pid == os.getpid() and os.path.exists(path):
                     return path
-            fd, path = self._new_file("owner")
+            fd, path = self._new_file(".owner")
             os.write(fd, _OURS)
             os.fsync(fd)  # whatever name of it is found after a power loss: these are its bytes
             self.close()
@@ -198,6 +235,7 @@ class Refs:
 
     def close(self) -> None:
         """Let go of what locks are made of."""
+        self._files.close()
         if self._owner is not None:
             path, fd, pid = self._owner
             self._owner = None
@@ -319,19 +357,25 @@ class Refs:
             raise failed(f"cannot read ref {os.fsdecode(name)}", error) from error
 
     def _resolve(self, refname: bytes) -> bytes:
-        """Follow symbolic refs."""
+        """The name that symbolic refs lead to."""
+        return self._follow(refname)[0]
+
+    def _follow(self, refname: bytes) -> tuple[bytes, bytes | None]:
+        """Where symbolic refs lead, and what the file there holds, if there is one."""
         name = refname
         for _ in range(_SYMREF_DEPTH):
             content = self._loose(name)
             if content is None or not content.startswith(b"ref:"):
-                return name
+                return name, content
             name = content[4:].strip()
             if not valid_ref(name):
                 raise StoreError(f"ref {os.fsdecode(refname)} points at {os.fsdecode(name)!r}: no ref")
         raise StoreError(f"ref {os.fsdecode(refname)} is a loop of symbolic refs")
 
     def _read_one(self, name: bytes) -> bytes | None:
-        content = self._loose(name)
+        return self._value_in(name, self._loose(name))
+
+    def _value_in(self, name: bytes, content: bytes | None) -> bytes | None:
         if content is None:
             return self._packed_refs().get(name)
         match = _HEX.match(content)

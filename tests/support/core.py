@@ -102,6 +102,8 @@ class LocalWorker(Worker):
         except (CaiafsError, OSError) as error:
             self._directories = {}
             raise Refused(*self.refusal(error)) from error
+        finally:
+            self.rest()
         return pickle.loads(pickle.dumps(answer))
 
 

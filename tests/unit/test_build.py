@@ -6,14 +6,15 @@ A core without a kernel makes the changes; git itself says what became of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support.core import SIDE, WHO, Core, differences
+from support.core import BRANCH, SIDE, WHO, Core, differences
 from test_store_support import fsck
 from test_store_support import git as run_git
 
+from caiafs.aio import Syncer
 from caiafs.records.side import bucket_name
 from caiafs.tree import File
 
@@ -108,6 +109,29 @@ def test_one_change_writes_its_path_and_nothing_else(core: Core) -> None:
     assert kinds(new) == sorted(["blob"] * 5 + ["commit"] * 2 + ["tree"] * 7)
     after = listing(core)
     assert {path for path in after if after[path] != trees[path]} == {"top", "top/d3", "top/d3/f7"}
+
+
+def test_a_commit_waits_for_the_disk_four_times(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack, index and the values of both refs at once; then, in this order, what leads there."""
+    waits: list[list[str]] = []
+
+    def names(fds: Sequence[int]) -> list[str]:
+        return [os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), core.git_dir) for fd in fds]
+
+    put(core, "a")
+    core.commit()
+    put(core, "b")
+    monkeypatch.setattr(Syncer, "sync", lambda _, fds: waits.append(sorted(map(os.path.dirname, names(fds)))))
+    monkeypatch.setattr(os, "fsync", lambda fd: waits.append(names([fd])))
+    core.commit()
+    tmp = f"caiafs/tmp/{BRANCH.hex()}"
+    expected = [
+        ["caiafs/locks", "caiafs/locks", tmp, tmp],
+        ["objects/pack"],
+        ["refs/caiafs"],
+        ["refs/heads"],
+    ]
+    assert waits == expected
 
 
 def test_what_a_commit_writes_does_not_grow_with_the_tree(core: Core) -> None:

@@ -1,6 +1,6 @@
 """The rows of modules stay true: a module imports only from rows above its own.
 
-    1  errors  child  config  metrics     4  filesystem  history  virtual      7  mount
+    1  errors  aio  child  config  metrics  4  filesystem  history  virtual      7  mount
     2  policy  records                    5  committer  remote  check          8  cli
     3  tree  memory  journal  store       6  operations  control
 
@@ -22,7 +22,7 @@ PACKAGE = Path(caiafs.__file__).parent
 
 ROWS = [
     ["errors"],
-    ["child", "config", "metrics"],
+    ["aio", "child", "config", "metrics"],
     ["policy", "records"],
     ["tree", "memory", "journal", "store"],
     ["filesystem", "history", "virtual"],

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from test_store_support import commit_files, fsck, git, new_store, tmp_of, write
 
+from caiafs.aio import Syncer
 from caiafs.errors import ObjectMissing, StoreError
 from caiafs.store import BLOB, REGULAR, TREE, Store, TreeEntry, encode_tree
 from caiafs.store.pack import index_v2
@@ -43,16 +44,19 @@ def left(store: Store) -> list[str]:
 def test_keeps_are_names_of_one_file_that_is_synced_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three fsyncs for a pack from the second one on: pack, index, directory."""
+    """From the second pack on: pack and index at once, then the directory."""
     store = new_store(tmp_path)
     write(store, [(BLOB, b"first")])
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
+    together: list[int] = []
+    monkeypatch.setattr(Syncer, "sync", lambda _, fds: together.append(len(fds)))
     with store.pack_writer(tmp_of(store)) as writer:
         writer.add(BLOB, b"second")
         kept = writer.finish()
     assert kept is not None
-    assert len(synced) == 3
+    assert together == [2]
+    assert len(synced) == 1
     (keep,) = packs(store, ".keep")
     assert Path(store.git_dir, "objects/pack", keep).stat().st_nlink == 2
     kept.release()
@@ -207,14 +211,15 @@ def test_an_aborted_writer_leaves_nothing(tmp_path: Path) -> None:
         writer.finish()
 
 
-@pytest.mark.parametrize("step", ["fsync", "rename", "fchmod", "link", "pwrite"])
+@pytest.mark.parametrize("step", ["sync", "fsync", "rename", "fchmod", "link", "pwrite"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_failing_disk_makes_no_half_pack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
 ) -> None:
     store = new_store(tmp_path)
     calls = 0
-    real = getattr(os, step)
+    owner = Syncer if step == "sync" else os
+    real = getattr(owner, step)
 
     def failing(*args: object, **kwargs: object) -> object:
         nonlocal calls
@@ -225,7 +230,7 @@ def test_a_failing_disk_makes_no_half_pack(
 
     writer = store.pack_writer(tmp_of(store))
     oid = writer.add(BLOB, b"data")
-    monkeypatch.setattr(os, step, failing)
+    monkeypatch.setattr(owner, step, failing)
     kept, failure = None, None
     try:
         kept = writer.finish()

@@ -377,8 +377,8 @@ def test_the_ref_and_its_directories_are_synced(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "fsync", fsync)
     assert store.swap_ref(b"refs/heads/deep/er/x", None, a, b"x", WHO)
     # What locks are made of is synced once, so that one is known to be ours after a power loss, too.
-    assert synced.pop(0).endswith(".owner")
     assert synced.pop(0).endswith(".ref")
+    assert synced.pop(0).endswith(".owner")
     assert synced == [
         "refs/heads/deep/er",
         "refs/heads/deep",
@@ -389,6 +389,54 @@ def test_the_ref_and_its_directories_are_synced(tmp_path: Path, monkeypatch: pyt
     synced.clear()
     assert store.swap_ref(b"refs/heads/deep/er/x", a, a, b"x", WHO)
     assert synced[1:] == ["refs/heads/deep/er"]
+
+
+def test_a_value_that_was_synced_beside_a_pack_takes_the_ref_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"})
+    with store.pack_writer(tmp_of(store)) as writer:
+        b = writer.add(COMMIT, encode_commit(store.commit(a).tree, (a,), WHO, WHO, 0, 0, 0, b"b"))
+        value, other = store.ref_value(b), store.ref_value(a)
+        kept = writer.finish([value.fd])
+    assert kept is not None
+    real, synced = os.fsync, []
+
+    def fsync(fd: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), store.git_dir))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert not store.swap_ref(MAIN, b, a, b"no", WHO, other)
+    assert store.swap_ref(MAIN, a, b, b"yes", WHO, value)
+    assert synced == ["refs/heads"]
+    value.drop()
+    other.drop()
+    kept.release()
+    assert store.read_ref(MAIN) == b
+    assert [path.suffix for path in Path(store.git_dir, "caiafs", "locks").iterdir()] == [".owner", ".owner"]
+
+
+def test_files_that_were_made_ahead_are_taken_unless_somebody_tidied_up(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    a = commit_files(store, {b"a": b"1"}, ref=None)
+    locks = Path(store.git_dir, "caiafs", "locks")
+    store.make_ready(tmp_of(store))
+    ahead = {path for folder in (locks, Path(tmp_of(store))) for path in folder.glob("*.new")}
+    assert len(ahead) == 4
+    assert Store.open(store.git_dir).clear_stale(tmp_of(store)) == 0, "they are in use"
+    first, second = store.ref_value(a), store.ref_value(a)
+    assert {Path(first.path), Path(second.path)} < ahead
+    first.drop()
+    second.drop()
+    for path in ahead:
+        path.unlink(missing_ok=True)
+    b = commit_files(store, {b"a": b"1"}, ref=MAIN)
+    assert store.read_ref(MAIN) == b
+    store.make_ready(tmp_of(store))
+    store.close()
+    assert not [path for folder in (locks, Path(tmp_of(store))) for path in folder.glob("*.new")]
 
 
 def test_a_disk_that_fails_leaves_the_ref_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
