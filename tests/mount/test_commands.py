@@ -56,7 +56,7 @@ def test_commands_whose_caller_closed_the_standard_streams(mounts: Mounts) -> No
         code = 'exec "$@" <&- >&- 2>&-'
         run("sh", "-c", code, "sh", sys.executable, "-m", "caiafs", *words, env=environment())
 
-    closed("mount", "-o", "init", mount.repository, mount.path)
+    closed("mount", "-o", "init,commit_quiet=1h,commit_interval=1h", mount.repository, mount.path)
     (mount.path / "a").write_text("one\n")
     pid = json.loads(caiafs("status", "--json", mount.path).stdout)["config"]["pid"]
     assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
