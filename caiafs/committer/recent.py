@@ -12,6 +12,9 @@ from collections.abc import Callable
 ROOM = 8 * 1024 * 1024
 """Bytes that are kept: the trees of a directory with 100,000 files."""
 
+OVERHEAD = 220
+"""Bytes that an object costs beside its data: its id, its place here (measured)."""
+
 
 class Recent:
     """The least recently used ones go first."""
@@ -36,6 +39,6 @@ class Recent:
         if len(data) > self._room // 2 or (kind, oid) in self._known:
             return
         self._known[kind, oid] = data
-        self._size += len(data)
+        self._size += len(data) + OVERHEAD
         while self._size > self._room:
-            self._size -= len(self._known.popitem(last=False)[1])
+            self._size -= len(self._known.popitem(last=False)[1]) + OVERHEAD
