@@ -12,7 +12,7 @@ from collections.abc import Callable
 ROOM = 8 * 1024 * 1024
 """Bytes that are kept: the trees of a directory with 100,000 files."""
 
-OVERHEAD = 220
+OVERHEAD = 300
 """Bytes that an object costs beside its data: its id, its place here (measured)."""
 
 
