@@ -9,6 +9,7 @@ a path may be thousands of levels deep.
 from __future__ import annotations
 
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -42,6 +43,8 @@ from .recent import Recent
 
 BLOB, TREE, COMMIT = 3, 2, 1
 PIECE = 1024 * 1024
+AHEAD = 16
+"""Contents that are written before somebody looks whether there is something to read."""
 _ZEROS = bytes(PIECE)
 
 TreeChanges = dict[bytes, tuple[int, bytes] | None]
@@ -94,8 +97,26 @@ class Builder:
         self._damaged: dict[int, str] = {}
         self._damaged_directories: dict[int, str] = {}
         self.done = 0
-        """Names that are written; how many there are in all is `total`."""
+        """Names that are written, or contents if those are more; how many there are in all is `total`."""
         self.total = 0
+        self._named = 0
+        self._expected: deque[EntryState] = deque()
+
+    def expect(self, directory: DirectoryState) -> None:
+        """A part of the batch that is to be built: from now on `write_ahead` writes its contents."""
+        self.total += len(directory.entries)
+        self._expected.extend(
+            entry for entry in directory.entries.values() if entry is not None and _is_plain(entry.content)
+        )
+
+    def write_ahead(self) -> bool:
+        """Write a few of the contents that are expected; False if there are none. Raises as `build` does."""
+        waiting = self._expected
+        for _ in range(min(AHEAD, len(waiting))):
+            self._content(waiting[0])
+            waiting.popleft()
+            self.done += 1
+        return bool(waiting)
 
     def build(
         self, directories: dict[int, DirectoryState], root: EntryState, next_ino: int,
@@ -107,6 +128,8 @@ class Builder:
         """
         self._directories = directories
         self.total = sum(len(state.entries) for state in directories.values())
+        while self.write_ahead():
+            pass
         for state, path, diverted in reversed(self._order()):
             try:
                 self._built[state.ino] = self._directory(state, path, diverted)
@@ -147,7 +170,9 @@ class Builder:
         records: dict[bytes, bytes | None] = {}
         listed: set[bytes] = set()
         for name, entry in state.entries.items():
-            self.done += 1
+            self._named += 1
+            if self._named > self.done:
+                self.done = self._named
             if not name:
                 continue  # nothing but that the directory is to be written
             beside = quote_name(name)
@@ -282,12 +307,11 @@ class Builder:
             return content.base or NO_OID
 
     def _write_all(self, content: ContentState) -> bytes:
+        if _is_plain(content):
+            _, length, position = content.extents[0]
+            self._alive()
+            return self._packer.add(BLOB, self._read(position, length))
         if content.size <= PIECE:
-            if content.base is None and len(content.extents) == 1:
-                offset, length, position = content.extents[0]
-                if offset == 0 and length == content.size:  # as most new files are: in one piece
-                    self._alive()
-                    return self._packer.add(BLOB, self._read(position, length))
             return self._packer.add(BLOB, b"".join(self._pieces(content)))
         return self._packer.add_stream(content.size, self._pieces(content))
 
@@ -368,6 +392,14 @@ class _Base:
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
+
+
+def _is_plain(content: ContentState | None) -> bool:
+    """Whether a file's content is in one piece in the journal, and not large: as most new files are."""
+    if content is None or content.base is not None or len(content.extents) != 1 or content.size > PIECE:
+        return False
+    offset, length, _ = content.extents[0]
+    return offset == 0 and length == content.size
 
 
 def _is_known(entry: EntryState | None) -> bool:

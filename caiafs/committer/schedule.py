@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
@@ -28,11 +28,11 @@ from ..metrics import Metrics
 from ..policy import Policy
 from ..records import NO_OID, Committed
 from ..records.side import vouches
-from ..tree import Batch, DirectoryState, Settled
+from ..tree import Batch, Settled
 from .build import PIECE
 from .pace import LITTLE, Pace
 from .process import Refused, WorkerProcess
-from .worker import Done, Order, SideSeen, unpack_contents
+from .worker import FEW, Done, Order, SideSeen, unpack_contents
 
 log = logging.getLogger(__name__)
 
@@ -409,8 +409,7 @@ class Committer:
         with trio.move_on_at(deadline):
             while True:
                 try:
-                    ahead = (("directories", part) for part in _parts(batch))
-                    done: Done = await self._worker.ask("commit", order, ahead=ahead)
+                    done: Done = await self._worker.ask("commit", order, ahead=self._parts(batch, order))
                     return done
                 except Refused as error:
                     attempt += 1
@@ -419,6 +418,13 @@ class Committer:
                         raise
                     await trio.sleep(pause)
         raise StoreTooSlow(f"git did not take the changes within {timeout:g} s")
+
+    def _parts(self, batch: Batch, order: Order) -> Iterator[tuple[Any, ...]]:
+        """What the worker is told before the order. Of a large batch it writes contents meanwhile."""
+        if self._fs.pending > FEW:
+            yield "begin", batch.position, order.volatile, order.opened
+        for part in self._fs.tree.parts(batch, LITTLE):
+            yield "directories", part
 
     async def _decide(self, batch: Batch, error: StoreError) -> None:
         """Git failed at a batch that callers wait for: either it is there all the same, or nothing of it
@@ -471,8 +477,6 @@ class Committer:
         except StoreError:
             self._give_up(batch)
             raise
-        while fs.tree.capture(LITTLE):
-            await self._pace.step()
         stamp = int(time.time())
         parents: tuple[bytes, ...] = () if self.head is None else (self.head,)
         if self._merge and self._outside is not None:
@@ -609,20 +613,3 @@ class _Round:
     def __init__(self) -> None:
         self.ended = trio.Event()
         self.error: CaiafsError | None = None
-
-
-def _parts(batch: Batch) -> Iterator[list[DirectoryState]]:
-    """The batch's directories in pieces that are quick to send."""
-    part: list[DirectoryState] = []
-    size = 0
-    for state in batch.directories.values():
-        names = list(state.entries)
-        for start in range(0, max(1, len(names)), LITTLE):
-            piece = {name: state.entries[name] for name in names[start : start + LITTLE]}
-            part.append(state._replace(entries=piece))
-            size += len(piece) + 1
-            if size >= LITTLE:
-                yield part
-                part, size = [], 0
-    if part:
-        yield part

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import pickle
 import select
@@ -28,7 +29,7 @@ from ..errors import CaiafsError, ObjectCorrupt, ObjectMissing, RefLocked, Store
 from ..journal import Reader, Volatile
 from ..records import BadRecord
 from ..records.side import parse_side_message, side_message, vouch
-from ..store import Store, Value, encode_commit
+from ..store import PackWriter, Store, Value, encode_commit
 from ..tree import DirectoryState, EntryState
 from .build import COMMIT, TREE, Builder, Unreadable
 from .message import compose
@@ -45,6 +46,8 @@ ALIVE = 0.25
 """Seconds between signs of life while a batch is worked on, which also say how far it is."""
 FEW = 100
 """Names in a batch that is over before anybody could read how far it is."""
+GARBAGE = 100_000
+"""Objects that come before cycles are looked for: a batch makes none, and has ten objects for each name."""
 
 
 class Place(NamedTuple):
@@ -125,6 +128,21 @@ def unpack_contents(packed: bytes) -> Iterator[tuple[int, int, bytes]]:
     return CONTENT.iter_unpack(packed)
 
 
+class Work:
+    """The batch at *position* on its way into git: where its bytes come from, and where its objects go."""
+
+    def __init__(self, position: int, reader: Reader, packer: PackWriter, builder: Builder) -> None:
+        self.position = position
+        self.packer = packer
+        self.builder = builder
+        self._reader = reader
+
+    def end(self) -> None:
+        """Let go of all files; what was not finished is gone."""
+        self.packer.abort()
+        self._reader.close()
+
+
 class Worker:
     """One worker's side of the pipe."""
 
@@ -137,7 +155,7 @@ class Worker:
         self._seen: tuple[Any, ...] | None = None
         self._tip: bytes | None = None
         self._untouched = True
-        self._builder: Builder | None = None
+        self._work: Work | None = None
         self._recent = Recent()
         self._watch: RefWatch | None = None
         self._hears = False
@@ -179,12 +197,15 @@ class Worker:
                 problem = StoreError(f"unexpected error in the commit worker: {error!r}")
                 self._send("failed", *self.refusal(problem))
             else:
-                if name not in ("directories", "guard"):
+                if name not in ("begin", "directories", "guard"):
                     self._send("done", answer, self._tip)
             self.rest()
 
     def _wait(self) -> bool:
         """Until there is something to do; False if that is a look at the branch."""
+        while self._write_ahead():
+            if select.select([self._inlet], [], [], 0)[0]:
+                return True
         watch = self._watch
         if watch is None:
             return True
@@ -212,9 +233,18 @@ class Worker:
         """See to it that a dead daemon's mount does not keep anybody waiting. Has no answer."""
         child.guard(device, mountpoint)
 
+    def do_begin(self, position: int, volatile: tuple[Volatile, ...], opened: tuple[Volatile, ...]) -> None:
+        """The parts of a large batch follow: while none is there to be read, contents are written. Has no
+        answer."""
+        if self._work is not None:
+            self._work.end()
+        self._work = self._begin(position, volatile, opened)
+
     def do_directories(self, states: list[DirectoryState]) -> None:
         """A part of the next batch; a directory's entries may come in several parts."""
         for state in states:
+            if self._work is not None:
+                self._work.builder.expect(state)
             known = self._directories.setdefault(state.ino, state)
             if known is not state:
                 known.entries.update(state.entries)
@@ -224,12 +254,11 @@ class Worker:
         directories, self._directories = self._directories, {}
         store, place = self._store, self._place
         self._untouched = True
-        reader = Reader(place.state_dir, order.volatile, order.opened)
-        self._make_tmp()
-        packer = store.pack_writer(self._tmp)
+        work = self._work
+        if work is None or work.position != order.position:
+            work = self._work = self._begin(order.position, order.volatile, order.opened)
+        packer, builder = work.packer, work.builder
         try:
-            builder = Builder(store, packer, reader.read, self._spool, self._alive, self._recent)
-            self._builder = builder
             built = builder.build(directories, order.root, order.next_ino, order.links)
             self._alive(at_once=builder.total > FEW)  # all is written; what follows is the disk's time
             commit, text, is_new = self._commit(packer, order, built.tree, built.changes)
@@ -246,14 +275,13 @@ class Worker:
                 if oid is not None:
                     self._values.append(store.ref_value(oid))
             pack = packer.finish([value.fd for value in self._values])
-        except BaseException as error:
-            packer.abort()
-            if isinstance(error, Unreadable) and not os.path.isdir(os.path.join(store.git_dir, "objects")):
+        except Unreadable as error:
+            if not os.path.isdir(os.path.join(store.git_dir, "objects")):
                 raise StoreError(f"{store.git_dir} is not there") from error
             raise
         finally:
-            self._builder = None
-            reader.close()
+            self._work = None
+            work.end()
         try:
             self._move_side(order, side, self._values[0])
             landed = commit is None or self._move_branch(order, commit, text, self._values[1])
@@ -311,6 +339,25 @@ class Worker:
         return self._store.consolidate(self._tmp)
 
     # ---- committing
+
+    def _begin(self, position: int, volatile: tuple[Volatile, ...], opened: tuple[Volatile, ...]) -> Work:
+        self._make_tmp()
+        reader = Reader(self._place.state_dir, volatile, opened)
+        packer = self._store.pack_writer(self._tmp)
+        builder = Builder(self._store, packer, reader.read, self._spool, self._alive, self._recent)
+        return Work(position, reader, packer, builder)
+
+    def _write_ahead(self) -> bool:
+        """Write a little of what is expected; False if that is nothing. An error is the order's: it tries the
+        same again, and somebody waits for its answer."""
+        if self._work is None:
+            return False
+        try:
+            return self._work.builder.write_ahead()
+        except Exception:
+            self._work.end()
+            self._work = None
+            return False
 
     def _make_tmp(self) -> None:
         """Somebody may have tidied it away; but where the whole repository was moved, nothing is made."""
@@ -379,8 +426,8 @@ class Worker:
 
     def _alive(self, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self._spoke >= ALIVE:
-            builder = self._builder
-            self._send("alive", *((builder.done, builder.total) if builder is not None else ()))
+            work = self._work
+            self._send("alive", *((work.builder.done, work.builder.total) if work is not None else ()))
 
     def _send(self, *message: Any) -> None:
         self._spoke = time.monotonic()
@@ -427,6 +474,8 @@ def main() -> None:
     if not child.begin():
         return
     inlet, outlet = child.take_standard_streams()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             worker = Worker(inlet, outlet)

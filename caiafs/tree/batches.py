@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from .content import Extent, Ledger
 from .inodes import Inodes
-from .nodes import Batch, Directory, DirectoryState, File, Node, Settled, Symlink, state_of
+from .nodes import Batch, Directory, DirectoryState, EntryState, File, Node, Settled, Symlink, state_of
 from .undo import Before
 
 
@@ -94,7 +94,7 @@ class Batches(Inodes):
         return bool(self.dirty)
 
     def freeze(self, position: int) -> Batch:
-        """Take all changes as one batch, in one step; `capture` then fills it in."""
+        """Take all changes as one batch, in one step; `parts` then fills it in."""
         if self._batch is not None:
             raise AssertionError("a batch is being captured already")
         if self._links_table is None:
@@ -114,7 +114,7 @@ class Batches(Inodes):
             )  # fmt: skip
             directory.unfit_from = None
             directory.rewritten = False
-            batch.waiting.append(directory)
+            batch.waiting[directory.ino] = directory
         self.dirty = {}
         self.changes = 0
         self._epoch += 1
@@ -147,21 +147,36 @@ class Batches(Inodes):
         self._batch = self._unsettled = None
         self._epoch += 1
 
-    def capture(self, limit: int) -> bool:
-        """Write up to *limit* entries into the frozen batch; False once it is complete."""
-        batch = self._batch
-        if batch is None:
-            return False
-        while batch.waiting:
-            directory = batch.waiting[-1]
-            while directory.frozen:
-                if limit <= 0:
-                    return True
-                limit -= 1
-                self._capture(directory, next(iter(directory.frozen)))
-            batch.waiting.pop()
-        self._batch = None
-        return False
+    def parts(self, batch: Batch, limit: int) -> Iterator[list[DirectoryState]]:
+        """The directories of *batch*, up to *limit* entries at a time, captured as they are asked for.
+
+        Who did not come to the end may begin anew, one at a time.
+        """
+        part: list[DirectoryState] = []
+        room = limit
+        for state in batch.directories.values():
+            directory = batch.waiting.get(state.ino)
+            names = list(state.entries)
+            if directory is not None and directory.frozen:
+                names += directory.frozen
+            start = 0
+            while start < len(names) or not start:
+                piece: dict[bytes, EntryState | None] = {}
+                for name in names[start : start + room]:
+                    if directory is not None and name in (directory.frozen or ()):
+                        self._capture(directory, name)
+                    piece[name] = state.entries[name]
+                part.append(state._replace(entries=piece))
+                start += room
+                room -= len(piece) + 1
+                if room <= 0:
+                    yield part
+                    part, room = [], limit
+            batch.waiting.pop(state.ino, None)
+        if self._batch is batch:
+            self._batch = None
+        if part:
+            yield part
 
     def _capture(self, directory: Directory, name: bytes) -> None:
         assert directory.frozen is not None

@@ -210,7 +210,7 @@ class DirectoryState(NamedTuple):
 
 
 class Batch:
-    """The tree's changes at one journal position. Complete once `Tree.capture` returned False."""
+    """The tree's changes at one journal position. Complete once `Tree.parts` came to its end."""
 
     __slots__ = ("directories", "links", "next_ino", "position", "root", "waiting")
 
@@ -222,7 +222,7 @@ class Batch:
         self.next_ino = next_ino
         self.links = links
         self.directories: dict[int, DirectoryState] = {}
-        self.waiting: list[Directory] = []
+        self.waiting: dict[int, Directory] = {}
 
     def let_go(self, limit: int) -> Iterator[None]:
         """Forget what it holds, *limit* entries a step: thousands that go at once take milliseconds."""

@@ -86,6 +86,7 @@ class LocalWorker(Worker):
         for part in ahead:
             await trio.lowlevel.checkpoint()
             self.call(*part)
+            self._write_ahead()
         await trio.lowlevel.checkpoint()
         tip = self._tip
         answer = self.call(*message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.core import BRANCH, SIDE, WHO, Core, differences
@@ -15,6 +16,9 @@ from test_store_support import fsck
 from test_store_support import git as run_git
 
 from caiafs.aio import Syncer
+from caiafs.committer.build import Builder
+from caiafs.errors import JournalDamaged, StoreError
+from caiafs.journal import Reader
 from caiafs.records.side import bucket_name
 from caiafs.tree import File
 
@@ -243,3 +247,53 @@ def test_a_renamed_directory_is_not_written_again(core: Core) -> None:
     assert new.count("blob") == 2  # the root's records, meta
     assert new.count("tree") == 3  # the root, the side ref's root, and the tree that holds both
     assert git(core, "log", "-1", "--format=%s", "main") == "Rename old to new"
+
+
+def test_contents_are_written_while_the_rest_of_the_batch_is_told(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that are in one piece, before the order; what the order then makes of them is the same."""
+    for number in range(150):
+        put(core, f"d{number % 7}/f{number}", b"%d" % number)
+    put(core, "empty", b"")
+    ahead: list[int] = []
+    build = Builder.build
+
+    def spying(builder: Builder, *arguments: Any) -> Any:
+        ahead.append(len(builder._packer))
+        return build(builder, *arguments)
+
+    monkeypatch.setattr(Builder, "build", spying)
+    core.commit()
+    assert 100 < ahead[0] <= 150
+    assert run_git(core.git_dir, "cat-file", "blob", "main:d3/f10") == b"10"
+    assert len(git(core, "ls-tree", "-r", "--name-only", "main").splitlines()) == 151
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_what_cannot_be_written_ahead_is_left_to_the_order(
+    core: Core, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """It tries again, and tells of an error that stays."""
+    for number in range(150):
+        put(core, f"f{number}", b"%d" % number)
+    failures = []
+    read = Reader.read
+
+    def failing(reader: Reader, position: int, length: int) -> bytes:
+        if len(failures) < times:
+            failures.append(position)
+            raise JournalDamaged("not there")
+        return read(reader, position, length)
+
+    monkeypatch.setattr(Reader, "read", failing)
+    if times == 1:
+        core.commit()
+        assert failures
+    else:
+        with pytest.raises(StoreError, match="not there"):
+            core.commit()
+    monkeypatch.setattr(Reader, "read", read)
+    core.commit()
+    assert len(git(core, "ls-tree", "-r", "--name-only", "main").splitlines()) == 150
+    assert not [name for name in os.listdir(core.worker._tmp) if name.endswith(".pack")]

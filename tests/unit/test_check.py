@@ -122,8 +122,7 @@ class Session:
     def commit(self, *, move_branch: bool = True, release: bool = True) -> bytes:
         """One commit, as committer and worker make it."""
         batch = self.fs.freeze()
-        while self.tree.capture(100):
-            pass
+        list(self.tree.parts(batch, 100))
         with _worker(self) as worker:
             worker.do_directories(list(batch.directories.values()))
             parents = () if self.head is None else (self.head,)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
+from caiafs import child
+from caiafs.committer import worker
 from caiafs.mount import garbage
 
 
@@ -59,3 +62,17 @@ def test_what_was_set_aside_goes_by_its_references() -> None:
     watch = weakref.ref(node)
     del node
     assert watch() is None
+
+
+def test_the_commit_worker_does_not_look_for_cycles_in_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    inlet, feed = os.pipe()
+    os.close(feed)
+    monkeypatch.setattr(child, "begin", lambda: True)
+    monkeypatch.setattr(child, "take_standard_streams", lambda: (inlet, -1))
+    worker.main()
+    os.close(inlet)
+    looks: list[str] = []
+    gc.callbacks.append(lambda phase, info: looks.append(phase))
+    batch = [([], {}) for _ in range(30_000)]
+    assert len(batch) == 30_000
+    assert not looks

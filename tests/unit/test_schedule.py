@@ -20,9 +20,10 @@ from test_store_support import git as run_git
 
 from caiafs.committer import schedule
 from caiafs.committer.process import Refused, WorkerGone, WorkerProcess
-from caiafs.committer.schedule import TIDY_QUIET
+from caiafs.committer.schedule import TIDY_QUIET, Committer
+from caiafs.committer.worker import Order
 from caiafs.errors import StoreError
-from caiafs.tree import Batch, DirectoryState
+from caiafs.tree import Batch
 
 
 class Stubborn:
@@ -249,7 +250,7 @@ def test_a_worker_that_ends_while_it_is_told_of_a_batch_commits_no_half_of_it(
     """off: each message goes to the worker that is there when its turn comes. The second worker then makes a
     commit of what it was told, and the journal lets go of all."""
     core = Core(tmp_path)
-    whole = schedule._parts
+    whole = Committer._parts
 
     async def body() -> None:
         for number in range(300):
@@ -259,15 +260,15 @@ def test_a_worker_that_ends_while_it_is_told_of_a_batch_commits_no_half_of_it(
             await nursery.start(process.run)
             core.use(process)
 
-            def parts(batch: Batch) -> Iterator[list[DirectoryState]]:
-                for number, part in enumerate(whole(batch)):
+            def parts(committer: Committer, batch: Batch, order: Order) -> Iterator[tuple[Any, ...]]:
+                for number, part in enumerate(whole(committer, batch, order)):
                     if number == 2 and process.starts == 1:
                         assert process._process is not None
                         process._process.kill()
                         process._process.wait()
                     yield part
 
-            monkeypatch.setattr(schedule, "_parts", parts)
+            monkeypatch.setattr(Committer, "_parts", parts)
             await core.committer.commit()
             assert process.starts == 2
             nursery.cancel_scope.cancel()

@@ -50,8 +50,7 @@ class Driver:
     def clean(self) -> None:
         self.position += 1
         batch = self.tree.freeze(self.position)
-        while self.tree.capture(100):
-            pass
+        list(self.tree.parts(batch, 100))
         list(self.tree.settle(batch, Settled((), {})))
 
     def step(self) -> None:
@@ -98,11 +97,40 @@ def test_a_capture_equals_the_tree_at_the_freeze(seed: int) -> None:
             }
         root = state_of(tree.root)
         batch = tree.freeze(driver.position + 1)
-        while tree.capture(driver.rng.randrange(1, 4)):
+        for _ in tree.parts(batch, driver.rng.randrange(1, 4)):
             driver.step()
         assert {ino: state.entries for ino, state in batch.directories.items()} == expected
         assert batch.root == root
         list(tree.settle(batch, Settled((), {})))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_batch_that_was_taken_in_part_is_there_in_whole_when_it_is_taken_again(seed: int) -> None:
+    """The worker may end while it is told; changes come meanwhile."""
+    driver = Driver(seed)
+    tree = driver.tree
+    for _ in range(60):
+        driver.step()
+    expected = {
+        folder.ino: {
+            name: state_of(folder.children[name]) for name in folder.changed if name in folder.children
+        }
+        for folder in tree.dirty
+        if folder.children is not None
+    }
+    batch = tree.freeze(driver.position + 1)
+    for _ in range(3):
+        for number, _ in enumerate(tree.parts(batch, 3)):
+            driver.step()
+            if number == driver.rng.randrange(4):
+                break
+    told: dict[int, dict[bytes, EntryState]] = {}
+    for part in tree.parts(batch, 3):
+        driver.step()
+        for state in part:
+            entries = told.setdefault(state.ino, {})
+            entries |= {name: entry for name, entry in state.entries.items() if entry is not None}
+    assert told == expected
 
 
 def test_an_exchange_swaps_nodes_of_two_kinds() -> None:
@@ -175,8 +203,7 @@ def test_what_is_kept_stays_changed_when_a_later_try_is_taken_back(when: str) ->
         try_out(Create(1, tree.next_ino, FILE, 1, 1, 0, 3, b"nothing"))
     driver.position += 1
     batch = tree.freeze(driver.position)
-    while tree.capture(100):
-        pass
+    list(tree.parts(batch, 100))
     if when == "after it":
         try_out(Write(kept, 0, 2, b"nowhere"))
         try_out(Create(1, tree.next_ino, FILE, 1, 1, 0, 3, b"nothing"))
@@ -202,8 +229,7 @@ def test_what_only_a_try_had_changed_is_clean_after_it_is_taken_back() -> None:
         if stage == 0:
             driver.position += 1
             batch = tree.freeze(driver.position)
-            while tree.capture(100):
-                pass
+            list(tree.parts(batch, 100))
     tree.thaw(batch)
     for before in reversed(tried):
         tree.take_back(before, unmark=True)
