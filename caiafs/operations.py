@@ -291,9 +291,12 @@ class Operations(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         if is_virtual(inode):
-            if fields.update_mode or fields.update_uid or fields.update_gid or fields.update_size:
+            changed = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
+            if any(changed) or fields.update_atime:
                 self._virtual.setattr(inode)
-            return self._virtual_attributes(inode)  # the kernel's own note of a time
+            return self._virtual_attributes(
+                inode
+            )  # the kernel's own note of a time, of which it keeps no atime
         before = self._fs.newest
         node = self._fs.set_attributes(
             inode,

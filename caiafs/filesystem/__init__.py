@@ -137,6 +137,11 @@ class Filesystem(Attributes):
         self._account()
         return last
 
+    def begin(self) -> None:
+        """Trio's clock runs. What was recovered before it did counts as changed now, and is due."""
+        if self.first_change is not None:
+            self.first_change = trio.current_time()
+
     def _prepare_now(self, record: Record) -> None:
         """Load what *record* touches, as its live counterpart did before it was recorded."""
         prepare = self._preparing.get(type(record))

@@ -355,6 +355,7 @@ class Mount:
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Reconcile, mount, answer, drain."""
+        self.fs.begin()
         async with trio.open_nursery() as background:
             background.start_soon(feed_watchdog, self.notifier)
             await background.start(self.worker.run)

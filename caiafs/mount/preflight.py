@@ -247,7 +247,15 @@ def lock_branch(config: Config, git_dir: str, branch: bytes | str) -> Lock:
     Without the second, two mounts with different state_dir= would not know of each other. It is
     left out only where *git_dir* cannot be written: then nobody commits there either.
     """
-    lock = acquire_lock(state_directory(config, git_dir, branch), branch, config.mountpoint)
+    try:
+        lock = acquire_lock(state_directory(config, git_dir, branch), branch, config.mountpoint)
+    except BranchLocked:
+        raise
+    except MountError as problem:
+        if config.ro and config.state_dir is None and problem.errno in (errno.EACCES, errno.EROFS):
+            way_out = "to look at what git has, name a directory of your own: -o ro,state_dir=DIR"
+            raise _error(f"{problem}; {way_out}", problem.errno) from None
+        raise
     usual = _state_directory(git_dir, branch)
     if config.state_dir is None or os.path.realpath(usual) == os.path.realpath(config.state_dir):
         return lock
@@ -350,7 +358,7 @@ def _private_directory(state_dir: str) -> int:
         raise _error(
             f"the state directory {state_dir} belongs to {_user(found.st_uid)}, who mounted this branch "
             f"before: mount as that user, or, once unmounted, "
-            f"`sudo chown -R {_user(os.geteuid())} {quoted}`",
+            f"`sudo chown -R {_user(os.geteuid()).removeprefix('user ')} {quoted}`",
             errno.EACCES,
         )
     if found.st_mode & 0o077:

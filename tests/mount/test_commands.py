@@ -456,6 +456,7 @@ def test_files_of_stats(mount: Mount, disk: Path) -> None:
         lambda: os.rename(mount.path / "a", stats / "a"),
         lambda: os.link(mount.path / "a", stats / "a"),
         lambda: stats.rmdir(),
+        lambda: os.utime(stats / "health.json"),
     ):
         try:
             call()

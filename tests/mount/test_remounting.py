@@ -218,3 +218,21 @@ def test_read_only_mount(mount: Mount) -> None:
     mount.umount()
     assert mount.tip() == tip
     mount.options.remove("ro")
+
+
+def test_read_only_mount_shows_what_the_journal_has_and_how_old_that_is(mount: Mount) -> None:
+    mount.umount()
+    mount.options = ["commit_quiet=1h"]
+    mount.start()
+    (mount.path / "new").write_text("x")
+    mount.kill()
+    mount.options = ["ro"]
+    mount.start()
+    assert (mount.path / "new").read_text() == "x"
+    commits = mount.stats()["storage_stats"]["commits"]
+    assert commits["uncommitted_changes"] > 0
+    assert commits["oldest_uncommitted_seconds"] < 3600, "by the clock of this mount"
+    mount.umount()
+    mount.options = []
+    mount.start()
+    assert (mount.path / "new").read_text() == "x"

@@ -300,6 +300,27 @@ def test_state_directory_of_others_is_refused(tmp_path: Path) -> None:
     code_of(lambda: preflight.acquire_lock(str(tmp_path / "theirs"), "b", "/m"), "chown -R root")
 
 
+def test_a_read_only_mount_of_what_belongs_to_others_is_told_how_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_root()
+    theirs = tmp_path / "caiafs" / "b"
+    theirs.mkdir(parents=True, mode=0o700)
+    os.chown(theirs, ALICE, ALICE)
+    config = Config("/r", "/m", ro=True)
+
+    def lock(config: Config) -> None:
+        preflight.lock_branch(config, str(tmp_path), b"b").release()
+
+    code_of(lambda: lock(config), "belongs to .*; to look at what git has, .* -o ro,state_dir=DIR")
+    lock(config.with_(state_dir=str(tmp_path / "mine")))
+    with pytest.raises(MountError) as caught:
+        lock(config.with_(ro=False))
+    assert "state_dir" not in str(caught.value), "what the journal has would be passed over"
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    code_of(lambda: lock(config), "chown -R 54321 ")
+
+
 def test_branch_is_locked_even_where_state_directories_differ(tmp_path: Path) -> None:
     git_dir = str(tmp_path / "r.git")
     one = Config(git_dir, "/m1", state_dir=str(tmp_path / "one"))
