@@ -223,7 +223,7 @@ class Builder:
         else:
             new = patch_tree(old, changes)
         for name, placed in changes.items():
-            before = _find(old, name)
+            before = _find(old, name) if old else None
             after = None if diverted else placed
             if name in listed:
                 after = None  # what is in it was listed one by one

@@ -35,22 +35,28 @@ class Reader:
         self._starts: list[int] = []
         self._reach = 0  # how far the listed segments go
         self._fds: dict[str, int] = {}
+        self._last = (0, 0, -1)  # the segment that was read from: its positions, and its file
 
     def read(self, position: int, length: int) -> bytes:
         """*length* bytes at *position*. Raises JournalDamaged if they are not there."""
+        start, end, fd = self._last
+        if start <= position and position + length <= end:  # as for most of a batch
+            data = os.pread(fd, length, position - start)
+            if len(data) == length:
+                return data
         inside = _covering(self._volatile, position)
         if inside is None:
             try:
-                start = self._start_of(position)
-                return self._read_at(start, name_of(start), position, length)
+                start, end = self._segment_of(position)
+                return self._read_at(start, end, name_of(start), position, length)
             except (OSError, JournalDamaged):
                 inside = _covering(self._daemons, position)
                 if inside is None:
                     raise
-        return self._read_at(inside.start, inside.path, position, length)
+        return self._read_at(inside.start, inside.end, inside.path, position, length)
 
-    def _read_at(self, start: int, path: str, position: int, length: int) -> bytes:
-        """From the segment that begins at *start*; *path* is its name, or the kernel's link to it."""
+    def _read_at(self, start: int, end: int, path: str, position: int, length: int) -> bytes:
+        """From the segment that is from *start* to *end*; *path* is its name, or the kernel's link to it."""
         fd = self._fds.get(path)
         if fd is None:
             flags = os.O_RDONLY | os.O_CLOEXEC
@@ -62,6 +68,7 @@ class Reader:
         data = os.pread(fd, length, position - start)
         if len(data) != length:
             raise JournalDamaged(f"{self.directory}: the segment at {start} ends before {position + length}")
+        self._last = start, end, fd
         return data
 
     def _opened(self) -> int:
@@ -69,14 +76,15 @@ class Reader:
             self._place = private_directory(self.directory)
         return self._place
 
-    def _start_of(self, position: int) -> int:
+    def _segment_of(self, position: int) -> tuple[int, int]:
         index = bisect_right(self._starts, position) - 1
         if index < 0 or position >= self._reach:
             self._list()
             index = bisect_right(self._starts, position) - 1
         if index < 0:
             raise JournalDamaged(f"{self.directory}: position {position} is not in the journal")
-        return self._starts[index]
+        following = self._starts[index + 1 : index + 2] or [self._reach]
+        return self._starts[index], following[0]
 
     def _list(self) -> None:
         place = self._opened()
@@ -94,6 +102,7 @@ class Reader:
             os.close(self._place)
             self._place = -1
         self._fds = {}
+        self._last = (0, 0, -1)
         self._starts = []
 
 

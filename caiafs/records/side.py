@@ -95,19 +95,19 @@ def unquote_name(quoted: bytes) -> bytes:
 
 def encode_record(r: SideRecord) -> bytes:
     """*r* as bytes, with its length in front."""
-    body = [
-        _FIXED.pack(
-            r.ino, r.mode, r.uid, r.gid, r.nlink, r.rdev, r.atime, r.mtime, r.ctime, r.size, r.git_mode,
-            len(r.xattrs), len(r.target), r.oid, r.epoch,
-        ),
-        r.target,
-    ]  # fmt: skip
-    for key, value in r.xattrs:
-        body.append(_XATTR.pack(len(key), len(value)))
-        body.append(key)
-        body.append(value)
-    data = b"".join(body)
-    return _HEAD.pack(FORMAT, len(r.name), len(data)) + r.name + data
+    (
+        name, ino, mode, uid, gid, nlink, rdev, atime, mtime, ctime, size, git_mode, oid, epoch, xattrs,
+        target,
+    ) = r  # fmt: skip
+    data = _FIXED.pack(
+        ino, mode, uid, gid, nlink, rdev, atime, mtime, ctime, size, git_mode, len(xattrs), len(target), oid,
+        epoch,
+    )  # fmt: skip
+    if target or xattrs:
+        data += target
+        for key, value in xattrs:
+            data += _XATTR.pack(len(key), len(value)) + key + value
+    return _HEAD.pack(FORMAT, len(name), len(data)) + name + data
 
 
 def decode_records(data: bytes) -> list[SideRecord]:

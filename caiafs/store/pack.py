@@ -184,7 +184,7 @@ class PackWriter:
 
     def add(self, kind: int, data: bytes) -> Oid:
         """Add an object (1 commit, 2 tree, 3 blob); nothing is written twice."""
-        digest = hashlib.sha1(b"%b %d\0" % (KIND_NAMES[kind], len(data)), usedforsecurity=False)
+        digest = _digest(kind, len(data)).copy()
         digest.update(data)
         oid = digest.digest()
         if oid not in self._entries:
@@ -281,7 +281,7 @@ class PackWriter:
         except BaseException:
             self._truncate(offset)
             raise
-        self._entries[oid] = (offset, zlib.crc32(raw))
+        self._entries[oid] = (offset, isal_zlib.crc32(raw))
 
     def _write(self, data: bytes) -> None:
         buffer = self._buffer
@@ -376,6 +376,12 @@ class PackWriter:
 
 def _header(count: int) -> bytes:
     return struct.pack(">4sII", b"PACK", 2, count)
+
+
+@lru_cache(1024)
+def _digest(kind: int, size: int) -> hashlib._Hash:
+    """What names an object, before its bytes; to be copied."""
+    return hashlib.sha1(b"%b %d\0" % (KIND_NAMES[kind], size), usedforsecurity=False)
 
 
 @lru_cache(1024)

@@ -198,6 +198,23 @@ def test_another_process_reads_what_is_appended(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_extents_are_read_in_any_order_over_all_segments(tmp_path: Path) -> None:
+    """The segment of the last one is tried first: what begins in it and is not in it is not read from it."""
+    journal = Journal(str(tmp_path), segment_size=300)
+    data = [b"%03d" % number * 30 for number in range(40)]
+    places = [journal.append(Write(2, 0, 0, each)) for each in data]
+    assert len(segments(tmp_path)) > 5
+    reader = Reader(str(tmp_path))
+    order = [number * 17 % 40 for number in range(120)]
+    assert [reader.read(places[number], 90) for number in order] == [data[number] for number in order]
+    for place in places:
+        assert reader.read(place, 1) == data[places.index(place)][:1]
+        with pytest.raises(JournalDamaged):
+            reader.read(place, 600)
+    reader.close()
+    journal.close()
+
+
 def test_segments_of_two_journals_do_not_mix(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
