@@ -21,7 +21,7 @@ from ..errors import Broken, CaiafsError, FSError, JournalError, StoreTooSlow
 from ..policy import FAILED, told_as
 from ..records import Adopt, Committed, Name, Record
 from ..tree import Batch, File, Node, Settled
-from .directories import Directories
+from .directories import NODE_COST, Directories
 from .unkept import Change
 
 log = logging.getLogger(__name__)
@@ -347,6 +347,12 @@ class Recording(Directories):
             self.first_change = now
         self.changed.set()
         if self.journal.size > self.config.journal_max // 2:
+            self.pressure.set()
+
+    def _account(self) -> None:
+        """What changed cannot be let go of before git has it: a commit is due when that is half of memory."""
+        super()._account()
+        if self.tree.changes * NODE_COST > self.memory.limit // 2:
             self.pressure.set()
 
     def refuse_growth(self, node: File, size: int) -> None:

@@ -157,6 +157,17 @@ def test_a_journal_that_fills_up_is_committed_without_a_quiet_moment(play: Play)
     play(scene)
 
 
+@pytest.mark.parametrize("play", [{"memory": 1 << 20, "commit_quiet": 3600.0}], indirect=True)
+def test_many_changed_names_are_committed_before_they_outgrow_memory(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(1200):
+                nursery.start_soon(stage.core.put, b"name%d" % number, b"")
+        assert await stage.after(0) >= 1
+
+    play(scene)
+
+
 def test_a_refused_commit_is_tried_again_with_growing_pauses(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.worker.refusals = [StoreError("no room")] * 40
