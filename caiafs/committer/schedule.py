@@ -377,11 +377,10 @@ class Committer:
         if done.landed:
             self.landed = done.commit
             self._outside, self._notes, self._merge = None, [], False
+        is_large = fs.pending > FEW
         self._release(batch, done)
-        if not fs.journal.close_little():
-            await trio.to_thread.run_sync(fs.journal.close_released)
-        for _ in batch.let_go(LITTLE):
-            await self._pace.step()
+        if is_large or not fs.journal.close_little():
+            trio.lowlevel.spawn_system_task(self._let_go, batch)
         seconds = trio.current_time() - started
         self._metrics.commit("success", seconds)
         self._metrics.observe("git", "commit", int(seconds * 1e9))
@@ -398,6 +397,12 @@ class Committer:
             fields = {"event": "committed", "commit": commit, "paths": done.changed_paths,
                       "seconds": f"{seconds:.3f}"}  # fmt: skip
             log.info("committed %s: %s", commit[:12], done.subject, extra={"fields": fields})
+
+    async def _let_go(self, batch: Batch) -> None:
+        """What nobody has to wait for: ext4 takes 28 ms to get 40 MiB back, a large batch goes in steps."""
+        await trio.to_thread.run_sync(self._fs.journal.close_released)
+        for _ in batch.let_go(LITTLE):
+            await self._pace.step()
 
     async def _write(self, batch: Batch, order: Order) -> Done:
         """The worker's answer. Where callers wait, it has `operation_timeout`, and another process' lock

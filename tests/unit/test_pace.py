@@ -112,6 +112,8 @@ def test_no_step_of_a_commit_handles_more_than_a_few_entries(
             core.use(process)
             trio.lowlevel.add_instrument(progress)
             await core.committer.commit()
+            while progress.batch is None or progress.batch.directories:
+                await trio.lowlevel.checkpoint()  # it is let go when the commit has its answer
             nursery.cancel_scope.cancel()
 
     trio.run(body)

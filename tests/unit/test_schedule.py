@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -454,3 +455,37 @@ def test_what_was_tidied_away_beside_a_mount_keeps_nothing_from_git(tmp_path: Pa
     assert run_git(core.git_dir, "cat-file", "blob", "main:g") == b"y" * 300_000
     assert not fsck(core.git_dir)
     core.close()
+
+
+def test_who_asks_for_a_commit_does_not_wait_for_the_disk_to_get_the_journal_back(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor until a large batch is forgotten; both happens all the same."""
+    slow = threading.Event()
+    batches: list[Batch] = []
+
+    async def scene(stage: Stage) -> None:
+        core = stage.core
+        close, freeze = core.journal.close_released, core.fs.freeze
+
+        def closing() -> None:
+            slow.wait(10)
+            close()
+
+        def freezing() -> Batch:
+            batches.append(freeze())
+            return batches[-1]
+
+        monkeypatch.setattr(core.journal, "close_released", closing)
+        monkeypatch.setattr(core.fs, "freeze", freezing)
+        for number in range(150):
+            await core.put(b"f%03d" % number, b"x")
+        await core.committer.commit()
+        assert batches[0].directories
+        assert core.journal._retired
+        slow.set()
+        await stage.idle()
+        assert not batches[0].directories
+        assert not core.journal._retired
+
+    play(scene)
