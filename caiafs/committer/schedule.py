@@ -46,6 +46,12 @@ _WRITING = "writing to git"
 _TIDYING = "bringing packs together"
 
 Invalidate = Callable[[list[tuple[int, bytes]]], Awaitable[None]]
+Landed = Callable[[bytes | None], None]
+"""Told of a commit that git has, before what is left to do for it."""
+
+
+def _unheard(commit: bytes | None) -> None:
+    """For commits that nobody waits for."""
 
 
 class Outcome(NamedTuple):
@@ -146,25 +152,41 @@ class Committer:
 
     # ---- asking
 
-    async def commit(self, message: str | None = None, tries: int = 5) -> Outcome:
+    async def commit(
+        self, message: str | None = None, tries: int = 5, landed: Callable[[Outcome], None] | None = None
+    ) -> Outcome:
         """Commit everything acknowledged so far, now. Raises StoreError if git refuses *tries* times, or for
         so long that the pause before the next try is over `operation_timeout`, or has all but what is
-        held back."""
-        outcome = await self._commit_now(message, tries, self._policy.operation_timeout)
+        held back.
+
+        *landed* is called with the outcome once git has it, where the rest is little: all that is to be seen
+        of it is done before any other task has its turn.
+        """
+        outcome = await self._commit_now(message, tries, self._policy.operation_timeout, landed)
         self._fs.refuse_held()
         return outcome
 
     async def _commit_now(
-        self, message: str | None = None, tries: int = 5, longest: float = math.inf
-    ) -> Outcome:
+        self, message: str | None = None, tries: int = 5, longest: float = math.inf,
+        landed: Callable[[Outcome], None] | None = None,
+    ) -> Outcome:  # fmt: skip
         attempt = 0
+        told: list[Outcome] = []
+
+        def tell(commit: bytes | None) -> None:
+            if landed is not None:
+                told.append(Outcome(commit, changes))
+                landed(told[0])
+
         while True:
             try:
                 await self._hand_over()
                 async with self._busy:
                     await self._take_in()
                     changes = self._fs.tree.changes + self._fs.pending
-                    await self._commit_all(message)
+                    await self._commit_all(message, tell)
+                    if told:
+                        return told[0]
                     await self._take_in()
                     await self._restore_branch()
                     return Outcome(self.head, changes)
@@ -179,12 +201,12 @@ class Committer:
                 finally:
                     self._pausing = False
 
-    async def _commit_all(self, message: str | None = None) -> None:
+    async def _commit_all(self, message: str | None = None, landed: Landed = _unheard) -> None:
         """The batch that failed before, if there is one, and what came since."""
         if self._in_flight is not None:
             await self._commit(None)
         if self._fs.is_dirty:
-            await self._commit(message)
+            await self._commit(message, landed)
 
     async def reach(self, position: int) -> None:
         """Return once git has all before *position*, which callers wait for. Raises the error of the try
@@ -310,14 +332,14 @@ class Committer:
 
     # ---- one commit
 
-    async def _commit(self, message: str | None) -> None:
+    async def _commit(self, message: str | None, landed: Landed = _unheard) -> None:
         """Freeze, write, settle; one try. A batch that failed before is tried again as it was.
 
         Not cancelled half-way: what was frozen is settled or kept for the next try.
         """
         try:
             with trio.CancelScope(shield=True), self._fs.unbroken():
-                await self._commit_shielded(message)
+                await self._commit_shielded(message, landed)
         finally:
             self._wake_if_moved()
 
@@ -337,7 +359,7 @@ class Committer:
         except StoreError as error:
             log.warning("packs could not be brought together: %s", error)
 
-    async def _commit_shielded(self, message: str | None) -> None:
+    async def _commit_shielded(self, message: str | None, landed: Landed) -> None:
         fs = self._fs
         started = trio.current_time()
         if self._in_flight is None:
@@ -362,10 +384,12 @@ class Committer:
                 self._give_up(batch)
                 fs.hold(error.damaged)
                 if fs.rewrite(error.unreadable):
-                    await self._commit_shielded(message)  # all that can be written
+                    await self._commit_shielded(message, landed)  # all that can be written
                     return
             raise
         fs.kept_up_to(batch.position)
+        if done.landed and self.tip == done.commit and not fs.held and batch.names < LITTLE:
+            landed(done.commit)  # no turn for anybody until all that shows of it is done
         self._doing = "letting the journal go"
         settled = Settled(unpack_contents(done.contents), done.directories)
         for step, _ in enumerate(fs.settle(batch, settled), 1):

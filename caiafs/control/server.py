@@ -14,15 +14,26 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
-from caiafs.control.client import SOCKET, Progress
+from caiafs.control.client import SOCKET
 from caiafs.errors import CaiafsError, MountError, UsageError
 
-Handler = Callable[[dict[str, Any], Progress], Awaitable[dict[str, Any]]]
-"""Gets the arguments and a progress function (call it from the event loop only); returns the result."""
+
+class Caller(Protocol):
+    """Who asked, as a handler sees them. For the event loop only."""
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Tell how far it is."""
+
+    def answer(self, result: dict[str, Any]) -> None:
+        """Tell the result now. Who is told may ask at once, so what shows of it is done in the same turn."""
+
+
+Handler = Callable[[dict[str, Any], Caller], Awaitable[dict[str, Any]]]
+"""Gets the arguments and the caller; returns the result."""
 
 MAX_REQUEST = 64 * 1024
 REQUEST_TIMEOUT = 30.0
@@ -116,9 +127,9 @@ async def _converse(stream: trio.SocketStream, handlers: Mapping[str, Handler]) 
     answers = _Answers(stream)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answers.pump)
-        final = await _handle(command, handler, arguments, answers.progress)
+        final = await _handle(command, handler, arguments, answers)
         answers.end()
-    if not answers.client_gone:
+    if not answers.client_gone and not answers.is_told:
         await _finish(stream, final)
 
 
@@ -156,11 +167,11 @@ def _may_command(uid: int) -> bool:
 
 
 async def _handle(
-    command: str, handler: Handler, arguments: dict[str, Any], progress: Progress
+    command: str, handler: Handler, arguments: dict[str, Any], caller: Caller
 ) -> dict[str, Any]:
     """Run a handler; whatever it raises (save cancellation) becomes an answer."""
     try:
-        result = await handler(arguments, progress)
+        result = await handler(arguments, caller)
         json.dumps(result)
     except Exception as raised:
         problem: BaseException = raised
@@ -190,7 +201,11 @@ async def _finish(stream: trio.SocketStream, answer: dict[str, Any]) -> None:
 
 
 async def _send(stream: trio.SocketStream, answer: dict[str, Any]) -> None:
-    await stream.send_all(json.dumps(answer).encode() + b"\n")
+    await stream.send_all(_line(answer))
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 class _Answers:
@@ -202,10 +217,26 @@ class _Answers:
         self._ended = False
         self._wake = trio.Event()
         self._patience = trio.CancelScope()
+        self._is_sending = False
+        self.is_told = False
         self.client_gone = False
 
-    def progress(self, done: int, total: int, text: str) -> None:
+    def answer(self, result: dict[str, Any]) -> None:
+        """Send the result now if the socket takes it; else it is sent when the handler has returned."""
+        if self._is_sending or self.is_told:
+            return
+        self._latest = None
+        line = _line({"result": result})
+        try:
+            self.is_told = os.write(self._stream.socket.fileno(), line) == len(line)
+        except OSError:
+            return  # whoever sends it later finds out
+        self.client_gone = not self.is_told  # half a line is out, which no socket that was empty does
+
+    def __call__(self, done: int, total: int, text: str) -> None:
         """Note how far the command is; returns at once, whatever the client does."""
+        if self.is_told:
+            return
         self._latest = {"progress": {"done": done, "total": total, "text": text}}
         self._wake.set()
 
@@ -223,7 +254,9 @@ class _Answers:
                     self._wake = trio.Event()
                     latest, self._latest = self._latest, None
                     if latest is not None:
+                        self._is_sending = True
                         await _send(self._stream, latest)
+                        self._is_sending = False
             except trio.BrokenResourceError:
                 self.client_gone = True
         if self._patience.cancelled_caught:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ..committer.schedule import Outcome
 from ..control.client import Progress
+from ..control.server import Caller
 from ..errors import MountError, StoreError, UsageError
 from .reload import compare
 
@@ -58,12 +60,19 @@ class Commands:
             yield
             nursery.cancel_scope.cancel()
 
-    async def _commit(self, arguments: Arguments, progress: Progress) -> Any:
+    async def _commit(self, arguments: Arguments, caller: Caller) -> Any:
         self._refuse_read_only()
-        async with self._telling(progress):
+
+        def said(outcome: Outcome) -> dict[str, Any]:
+            return {"commit": outcome.commit.hex() if outcome.commit else None, "changes": outcome.changes}
+
+        async with self._telling(caller):
             await self._mount.flush_kernel()
-            outcome = await self._mount.committer.commit(_message(arguments.get("message")))
-        return {"commit": outcome.commit.hex() if outcome.commit else None, "changes": outcome.changes}
+            message = _message(arguments.get("message"))
+            outcome = await self._mount.committer.commit(
+                message, landed=lambda outcome: caller.answer(said(outcome))
+            )
+        return said(outcome)
 
     async def _sync(self, arguments: Arguments, progress: Progress) -> Any:
         await self._mount.flush_kernel()

@@ -224,6 +224,11 @@ class Batch:
         self.directories: dict[int, DirectoryState] = {}
         self.waiting: dict[int, Directory] = {}
 
+    @property
+    def names(self) -> int:
+        """How many were captured."""
+        return sum(len(state.entries) for state in self.directories.values())
+
     def let_go(self, limit: int) -> Iterator[None]:
         """Forget what it holds, *limit* entries a step: thousands that go at once take milliseconds."""
         while self.directories:

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from caiafs import control
 from caiafs.control import client, mounts
 from caiafs.control import server as server_module
 from caiafs.control.client import ControlError, Progress
+from caiafs.control.server import Caller
 from caiafs.errors import JournalError, MountError, UsageError
 
 
@@ -130,6 +132,44 @@ def test_progress_is_seen_before_the_result(state: str) -> None:
     assert ask(state, "count", on_progress=lambda *step: seen.append(step)) == {"done": 5}
     assert seen[-1] == (4, 5, "counting")
     assert seen == sorted(seen)
+
+
+def test_a_result_can_be_told_before_the_handler_has_returned(state: str) -> None:
+    told = threading.Event()
+
+    async def early(arguments: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        caller.answer({"told": "early"})
+        caller.answer({"told": "twice"})
+        caller(1, 2, "not after the result")
+        await trio.to_thread.run_sync(told.wait)
+        raise AssertionError("nobody is told of this any more")
+
+    def body() -> None:
+        try:
+            assert control.call_socket(state, "early", timeout=5) == {"told": "early"}
+        finally:
+            told.set()
+
+    serving(state, body, {"early": early})
+
+
+def test_a_result_waits_for_progress_that_is_on_its_way(state: str) -> None:
+    """A line that is half sent is sent to its end."""
+
+    async def big(arguments: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        caller(0, 1, "x" * 10_000_000)
+        await trio.sleep(0.01)
+        caller.answer({"x": "early"})
+        return {"x": "late"}
+
+    seen: list[int] = []
+    answer = serving(
+        state,
+        lambda: control.call_socket(state, "big", on_progress=lambda *step: seen.append(len(step[2]))),
+        {"big": big},
+    )
+    assert answer == {"x": "late"}
+    assert seen == [10_000_000]
 
 
 def test_last_progress_is_sent_even_when_the_handler_never_waits(state: str) -> None:

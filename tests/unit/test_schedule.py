@@ -15,13 +15,14 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
-from support.core import Core, LocalWorker
+from support.core import BRANCH, Core, LocalWorker
 from test_store_support import fsck
 from test_store_support import git as run_git
 
 from caiafs.committer import schedule
+from caiafs.committer.pace import LITTLE
 from caiafs.committer.process import Refused, WorkerGone, WorkerProcess
-from caiafs.committer.schedule import TIDY_QUIET, Committer
+from caiafs.committer.schedule import TIDY_QUIET, Committer, Outcome
 from caiafs.committer.worker import Order
 from caiafs.errors import StoreError
 from caiafs.tree import Batch
@@ -381,6 +382,58 @@ def test_asking_does_not_wait_for_the_quiet_moment(play: Play) -> None:
         assert outcome.commit is not None
         assert run_git(stage.core.git_dir, "log", "-1", "--format=%s", "main") == b"as I said\n"
         assert await stage.after(5) == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("names", "is_early"), [(3, True), (LITTLE, False)])
+def test_a_small_commit_is_told_once_git_has_it_and_nobody_sees_it_half_done(
+    play: Play, names: int, is_early: bool
+) -> None:
+    async def scene(stage: Stage) -> None:
+        committer, fs = stage.core.committer, stage.core.fs
+        told: list[tuple[bytes | None, int, int]] = []
+        seen: list[tuple[bytes | None, int, int]] = []
+
+        def landed(outcome: Outcome) -> None:
+            assert stage.core.store.read_ref(BRANCH) == outcome.commit
+            told.append((outcome.commit, outcome.changes, committer.commits))
+
+        async def look() -> None:
+            while not told:
+                await trio.lowlevel.checkpoint()
+            seen.append((committer.head, fs.pending, committer.commits))
+
+        for number in range(names):
+            await stage.core.put(b"name%d" % number, b"data")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            outcome = await committer.commit(landed=landed)
+            if not is_early:
+                assert told == []
+                nursery.cancel_scope.cancel()
+        if is_early:
+            assert told == [(*outcome, 0)]
+            assert seen == [(outcome.commit, 0, 1)]
+
+    play(scene)
+
+
+def test_a_commit_that_somebody_pushed_beside_is_not_told_early(play: Play) -> None:
+    """What the caller is to hear is the merge."""
+
+    async def scene(stage: Stage) -> None:
+        told: list[Outcome] = []
+        await stage.change()
+        await stage.core.committer.commit()
+        await stage.change()
+        lines = b"commit refs/heads/main\ncommitter E <e@e> 1 +0000\ndata 1\nx\nfrom refs/heads/main^0\n"
+        run_git(stage.core.git_dir, "fast-import", "--quiet", stdin=lines + b"M 644 inline t\ndata 1\nx\n")
+        outcome = await stage.core.committer.commit(landed=told.append)
+        assert told == []
+        parents = run_git(stage.core.git_dir, "log", "-1", "--format=%P", "main").split()
+        assert len(parents) == 2
+        assert outcome.commit == stage.core.store.read_ref(BRANCH)
 
     play(scene)
 
