@@ -30,12 +30,14 @@ from ..records.side import (
 from ..store import (
     BlobReader,
     Store,
+    deflate_parts,
     graft_unfit,
     needs_content_check,
     parse_tree,
     patch_tree,
     storable_content,
     storable_entry,
+    zlib_stream,
 )
 from ..tree import GITLINK, ROOT_INO, ContentState, DirectoryState, EntryState
 from .message import PathChange
@@ -45,6 +47,8 @@ BLOB, TREE, COMMIT = 3, 2, 1
 PIECE = 1024 * 1024
 AHEAD = 16
 """Contents that are written before somebody looks whether there is something to read."""
+WIDE = 64 * 1024
+"""Bytes of a tree from which on it is deflated in parts: 2,000 entries."""
 _ZEROS = bytes(PIECE)
 
 TreeChanges = dict[bytes, tuple[int, bytes] | None]
@@ -53,7 +57,7 @@ TreeChanges = dict[bytes, tuple[int, bytes] | None]
 class Packer(Protocol):
     """Where new objects go."""
 
-    def add(self, kind: int, data: bytes) -> bytes: ...
+    def add(self, kind: int, data: bytes, deflated: bytes | None = None) -> bytes: ...
     def add_stream(self, size: int, chunks: Iterator[bytes]) -> bytes: ...
 
 
@@ -233,7 +237,7 @@ class Builder:
                 self._changes.append(PathChange(path + name, before, after))
         if new == old and state.tree_oid is not None:
             return state.tree_oid
-        return self._add(TREE, new) if new else None
+        return self._add(TREE, new, state.tree_oid) if new else None
 
     def _side_tree(
         self, state: DirectoryState, changes: TreeChanges, records: dict[bytes, bytes | None]
@@ -265,11 +269,17 @@ class Builder:
         new = patch_tree(old, changes)
         if new == old and state.side_oid is not None:
             return state.side_oid
-        return self._add(TREE, new) if new else None
+        return self._add(TREE, new, state.side_oid) if new else None
 
-    def _add(self, kind: int, data: bytes) -> bytes:
-        oid = self._packer.add(kind, data)
-        self._recent.note(kind, oid, data)
+    def _add(self, kind: int, data: bytes, before: bytes | None = None) -> bytes:
+        """Write an object that stands for the one called *before*, of which most is the same."""
+        if len(data) < WIDE:
+            oid = self._packer.add(kind, data)
+            self._recent.note(kind, oid, data)
+        else:
+            parts = deflate_parts(data, *self._recent.parts(kind, before))
+            oid = self._packer.add(kind, data, zlib_stream(parts, data))
+            self._recent.note(kind, oid, data, parts)
         return oid
 
     def _tree(self, oid: bytes) -> bytes:

@@ -7,7 +7,7 @@ and verify them again was a quarter of a small commit. Nothing rests on them: wh
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 ROOM = 8 * 1024 * 1024
 """Bytes that are kept: the trees of a directory with 100,000 files."""
@@ -23,6 +23,7 @@ class Recent:
         self._room = room
         self._size = 0
         self._known: OrderedDict[tuple[int, bytes], bytes] = OrderedDict()
+        self._parts: dict[tuple[int, bytes], Sequence[bytes]] = {}
 
     def get(self, kind: int, oid: bytes, read: Callable[[bytes], bytes]) -> bytes:
         """The object's bytes, by `read(oid)` if they are not known; whatever that raises is passed on."""
@@ -34,11 +35,25 @@ class Recent:
             self._known.move_to_end((kind, oid))
         return data
 
-    def note(self, kind: int, oid: bytes, data: bytes) -> None:
-        """This is what the object holds."""
+    def parts(self, kind: int, oid: bytes | None) -> tuple[bytes, Sequence[bytes]]:
+        """What the object holds, and the parts that it was deflated in; empty where that is not known."""
+        if oid is None or (kind, oid) not in self._parts:
+            return b"", ()
+        return self._known[kind, oid], self._parts[kind, oid]
+
+    def note(self, kind: int, oid: bytes, data: bytes, parts: Sequence[bytes] = ()) -> None:
+        """This is what the object holds; *parts* if it was deflated in parts."""
         if len(data) > self._room // 2 or (kind, oid) in self._known:
             return
         self._known[kind, oid] = data
-        self._size += len(data) + OVERHEAD
+        if parts and len(data) + sum(map(len, parts)) <= self._room // 2:
+            self._parts[kind, oid] = parts
+        self._size += self._cost(kind, oid)
         while self._size > self._room:
-            self._size -= len(self._known.popitem(last=False)[1]) + OVERHEAD
+            kind, oid = next(iter(self._known))
+            self._size -= self._cost(kind, oid)
+            del self._known[kind, oid]
+            self._parts.pop((kind, oid), None)
+
+    def _cost(self, kind: int, oid: bytes) -> int:
+        return len(self._known[kind, oid]) + OVERHEAD + sum(map(len, self._parts.get((kind, oid), ())))

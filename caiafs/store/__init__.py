@@ -6,6 +6,7 @@
     store/packindex from a name to a pack and an offset
     store/odb       where an object is, and its bytes
     store/blobs     blobs too large for memory
+    store/parts     a large object deflated in parts (pure)
     store/pack      one durable pack per commit
     store/refs      read, compare-and-swap
     store/repack    a few packs instead of many
@@ -77,6 +78,7 @@ from caiafs.store.pack import (
     clear_stale_temps,
     temporary_files,
 )
+from caiafs.store.parts import deflate_parts, zlib_stream
 from caiafs.store.refs import Refs, Value, valid_ref
 
 __all__ = [
@@ -101,6 +103,7 @@ __all__ = [
     "TreeEntry",
     "Unfit",
     "Value",
+    "deflate_parts",
     "encode_commit",
     "encode_tree",
     "graft_unfit",
@@ -112,6 +115,7 @@ __all__ = [
     "storable_entry",
     "storable_name",
     "valid_identity",
+    "zlib_stream",
 ]
 
 # Readable without being stored, as in git; but git fsck wants it stored.

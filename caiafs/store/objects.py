@@ -76,7 +76,9 @@ _TREE_MODE = re.compile(rb"4[0-7]{4} ")
 _RAW_ENTRY = re.compile(rb"[0-7]+ [^\0]*\0.{20}", re.DOTALL)
 _ENTRY_AND_PARTS = re.compile(rb"(([0-7]+) ([^\0]*)\0.{20})", re.DOTALL)
 _NAME = re.compile(rb"[0-7]+ ([^\0]*)\0.{20}", re.DOTALL)
-_WHOLE_ENTRIES = re.compile(rb"(?:[^\0]+\0.{20})*+", re.DOTALL)  # possessive: no backtracking, no stack
+_WHOLE_ENTRIES = re.compile(rb"(?:[^\0]++\0.{20})*+", re.DOTALL)  # possessive: no backtracking, no stack
+_USUAL_MODES = frozenset({b"100644", b"100755", b"120000", b"160000", b"40000"})
+_FEW = 8
 _WINDOW = 16384
 NAME_MAX = 255
 _NO_FILE_NAMES = frozenset({b"", b".", b".."})
@@ -255,6 +257,8 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
         return data
     if not data:
         return encode_tree(TreeEntry(name, *change) for name, change in changes.items() if change is not None)
+    if len(changes) <= _FEW and (spliced := _spliced(data, changes)) is not None:
+        return spliced
     marks = _window_marks(data)
     first_keys = [_key_at(data, mark) for mark in marks[:-1]]
     if any(a >= b for a, b in pairwise(first_keys)):
@@ -291,6 +295,36 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
         pieces.extend([raw for _, raws in sorted(windows[index].items()) for raw in raws])
         position = end
     pieces.append(data[position:])
+    return b"".join(pieces)
+
+
+def _spliced(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> bytes | None:
+    """`patch_tree` for entries that stay where they are, or go; None where a change is of another kind.
+
+    What looks like the entry may be part of a name or an object id, so entries are counted from the start.
+    """
+    cuts: list[tuple[int, int, bytes]] = []
+    for name, change in changes.items():
+        needle = b" " + name + b"\0"
+        at = data.find(needle)
+        if at < 0:
+            if change is not None:
+                return None
+            continue
+        mode = next((mode for mode in (data[at - 6 : at], data[at - 5 : at]) if mode in _USUAL_MODES), b"")
+        end = at + len(needle) + 20
+        moves = change is not None and is_directory(change[0]) != (mode == b"40000")
+        if not mode or moves or end > len(data):
+            return None
+        cuts.append((at - len(mode), end, _encode_entry(name, *change) if change else b""))
+    pieces: list[bytes | memoryview] = []
+    position, view = 0, memoryview(data)
+    for start, end, entry in (*sorted(cuts), (len(data), len(data), b"")):
+        whole = _WHOLE_ENTRIES.match(data, position, start)
+        if whole is None or whole.end() != start:
+            return None
+        pieces += [view[position:start], entry]
+        position = end
     return b"".join(pieces)
 
 

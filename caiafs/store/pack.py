@@ -22,7 +22,6 @@ import fcntl
 import hashlib
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -182,13 +181,15 @@ class PackWriter:
         """Bytes of pack so far."""
         return self._flushed + len(self._buffer)
 
-    def add(self, kind: int, data: bytes) -> Oid:
-        """Add an object (1 commit, 2 tree, 3 blob); nothing is written twice."""
+    def add(self, kind: int, data: bytes, deflated: bytes | None = None) -> Oid:
+        """Add an object (1 commit, 2 tree, 3 blob); nothing is written twice. *deflated* is *data* as a zlib
+        stream, if the caller has it."""
         digest = _digest(kind, len(data)).copy()
         digest.update(data)
         oid = digest.digest()
         if oid not in self._entries:
-            deflated = isal_zlib.compress(data, LEVEL)
+            if deflated is None:
+                deflated = isal_zlib.compress(data, LEVEL)
             self._add_raw(oid, _entry_header(kind, len(data)) + deflated)
         return oid
 
@@ -210,7 +211,7 @@ class PackWriter:
         try:
             head = _entry_header(BLOB, size)
             self._write(head)
-            crc = zlib.crc32(head)
+            crc = isal_zlib.crc32(head)
             total = 0
             for chunk in chunks:
                 total += len(chunk)
@@ -218,12 +219,12 @@ class PackWriter:
                     raise StoreError(f"a blob of {size} bytes is longer; it changed while it was stored")
                 digest.update(chunk)
                 piece = deflater.compress(chunk)
-                crc = zlib.crc32(piece, crc)
+                crc = isal_zlib.crc32(piece, crc)
                 self._write(piece)
             if total != size:
                 raise StoreError(f"a blob of {size} bytes ended after {total}; it changed meanwhile")
             piece = deflater.flush()
-            crc = zlib.crc32(piece, crc)
+            crc = isal_zlib.crc32(piece, crc)
             self._write(piece)
         except BaseException:
             self._truncate(start)

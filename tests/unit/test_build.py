@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from isal import isal_zlib
 from support.core import BRANCH, SIDE, WHO, Core, differences
 from test_store_support import fsck
 from test_store_support import git as run_git
@@ -113,6 +114,33 @@ def test_one_change_writes_its_path_and_nothing_else(core: Core) -> None:
     assert kinds(new) == sorted(["blob"] * 5 + ["commit"] * 2 + ["tree"] * 7)
     after = listing(core)
     assert {path for path in after if after[path] != trees[path]} == {"top", "top/d3", "top/d3/f7"}
+
+
+def test_of_a_wide_directory_only_the_part_that_changed_is_deflated(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deflated: list[int] = []
+    real = isal_zlib.compressobj
+
+    def compressobj(*settings: int) -> object:
+        deflated.append(1)
+        return real(*settings)
+
+    monkeypatch.setattr(isal_zlib, "compressobj", compressobj)
+    for number in range(2500):
+        put(core, f"name{number:04}", b"%d" % number)
+    core.commit()
+    parts = len(deflated)
+    assert parts == 6, "2,500 entries of 36 bytes"
+    put(core, "name1200", b"changed")
+    core.commit()
+    assert len(deflated) == parts + 1
+    put(core, "name2499x", b"new")
+    core.commit()
+    assert len(deflated) == parts + 2
+    assert not fsck(core.git_dir)
+    assert git(core, "cat-file", "blob", "main:name1200") == "changed"
+    assert len(listing(core)) == 2501
 
 
 def test_a_commit_waits_for_the_disk_four_times(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,3 +32,16 @@ def test_what_would_take_half_the_room_is_read_each_time() -> None:
     recent = Recent(2000)
     recent.note(2, b"large", b"x" * 1001)
     assert recent.get(2, b"large", lambda oid: b"read again") == b"read again"
+
+
+def test_parts_go_with_the_object_and_count_as_much() -> None:
+    recent = Recent(4000)
+    for number in range(20):
+        recent.note(2, b"%d" % number, b"x" * 500, [b"y" * 250] * 2)
+    assert recent.parts(2, b"19") == (b"x" * 500, [b"y" * 250] * 2)
+    assert recent.parts(2, b"18") == (b"x" * 500, [b"y" * 250] * 2)
+    assert recent.parts(2, b"15") == recent.parts(2, None) == (b"", ())
+    assert recent._size == sum(recent._cost(*known) for known in recent._known) <= 4000
+    recent.note(2, b"wide", b"x" * 1500, [b"y" * 1000])
+    assert recent.get(2, b"wide", lambda oid: b"read again") == b"x" * 1500
+    assert recent.parts(2, b"wide") == (b"", ()), "with them it would take half of the room"

@@ -215,6 +215,18 @@ def test_a_name_that_looks_like_an_entry_is_not_mistaken_for_one() -> None:
     assert len(parse_tree(patch_tree(data, {b"a": (REGULAR, SOME)}), NAME)) == 3
 
 
+def test_an_entry_in_an_object_id_is_not_mistaken_for_one() -> None:
+    inside = entry(b"0", oid=b"\x01100644 a\0" + b"\x01" * 10)
+    data = encode_tree([inside, entry(b"a"), entry(b"b")])
+    assert patch_tree(data, {b"a": (REGULAR, OTHER)}) == encode_tree(
+        [inside, entry(b"a", oid=OTHER), entry(b"b")]
+    )
+    assert patch_tree(data, {b"a": None, b"b": None}) == encode_tree([inside])
+    alone = encode_tree([inside, entry(b"b")])
+    assert patch_tree(alone, {b"a": None}) == alone
+    assert patch_tree(alone, {b"a": (REGULAR, SOME)}) == data
+
+
 def test_patching_what_is_no_tree_is_refused() -> None:
     for data in (b"garbage", b"100644 a\0short", b"x" * 50000, b"100644 a\0" + SOME + b"junk"):
         with pytest.raises(ObjectCorrupt):
