@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import json
@@ -143,17 +144,21 @@ def read_stats(mountpoint: str, name: str, timeout: float | None = 10.0) -> dict
 def _in_patience(read: Callable[[], bytes], mountpoint: str, timeout: float | None) -> bytes | OSError:
     """What *read* gives or raises; a mount that does not answer in time raises ControlError."""
     outcome: list[bytes | OSError] = []
+    working = threading.Lock()
+    working.acquire()
 
     def reading() -> None:
         try:
             outcome.append(read())
         except OSError as problem:
             outcome.append(problem)
+        finally:
+            working.release()
 
-    # A read from a hung mount cannot be given up, so a thread is left behind in it; it ends with us.
-    reader = threading.Thread(target=reading, daemon=True)
-    reader.start()
-    reader.join(timeout)
+    # A read from a hung mount cannot be given up, so a thread is left behind in it; it ends with us. A Thread
+    # would be waited for twice: until it says that it runs, and until it ends.
+    _thread.start_new_thread(reading, ())
+    working.acquire(timeout=-1 if timeout is None else timeout)
     if not outcome:
         raise ControlError(
             f"the mount at {mountpoint} does not answer; its daemon is stuck or stopped", errno.ETIMEDOUT

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 FSTYPE = "fuse.caiafs"
+TABLE = "/proc/self/mountinfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,22 @@ class Mount:
         return int(found.get("user_id", 0)), int(found.get("group_id", 0))
 
 
-def mount_table(path: str = "/proc/self/mountinfo") -> list[Mount]:
+def mount_table(path: str | None = None) -> list[Mount]:
     """Every mount this process sees, oldest first: of several at one place, the last is on top."""
-    with open(path, "rb") as stream:
-        return [_parse(line) for line in stream.read().splitlines() if b" - " in line]
+    return [_parse(line) for line in _lines(path)]
+
+
+def _lines(path: str | None = None) -> list[bytes]:
+    with open(path or TABLE, "rb") as stream:
+        return [line for line in stream.read().splitlines() if b" - " in line]
 
 
 def mount_at(mountpoint: str) -> Mount | None:
     """The mount whose root is exactly *mountpoint* (absolute), or None."""
-    found = [mount for mount in mount_table() if mount.mountpoint == mountpoint]
-    return found[-1] if found else None
+    for line in reversed(_lines()):
+        if _unescape(line.split(b" ", 5)[4]) == mountpoint:
+            return _parse(line)
+    return None
 
 
 def mount_of(path: str) -> Mount | None:

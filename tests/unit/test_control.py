@@ -472,12 +472,16 @@ def test_mount_table_decodes_names_and_finds_the_innermost(tmp_path: Path) -> No
 def test_mount_of_prefers_the_innermost_and_the_topmost(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def mount(place: str, source: str) -> control.Mount:
-        return control.Mount(place, "x", source, "rw", "0:1")
-
-    deep = str(tmp_path / "m")
-    table = [mount("/", "root"), mount(deep, "under"), mount(deep, "over"), mount(deep + "more", "beside")]
-    monkeypatch.setattr(mounts, "mount_table", lambda: table)
+    deep = str(tmp_path / "a b")
+    places = [("/", "root"), (deep, "under"), (deep, "over"), (deep + "more", "beside")]
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "".join(
+            f"{number} 1 0:1 / {place.replace(' ', chr(92) + '040')} rw - x {source} rw\n"
+            for number, (place, source) in enumerate(places)
+        )
+    )
+    monkeypatch.setattr(mounts, "TABLE", str(table))
     for path, source in ((deep, "over"), (deep + "/x/y", "over"), (deep + "more", "beside"), ("/", "root")):
         found = mounts.mount_of(path)
         assert found is not None
