@@ -27,7 +27,7 @@ from .errors import CaiafsError, FSError
 from .filesystem import Filesystem
 from .filesystem.attributes import CONTROL_XATTR
 from .metrics import Metrics
-from .tree import ROOT_INO, Directory, File, Node
+from .tree import ROOT_INO, UNCOUNTED, Directory, File, Node
 from .virtual import TIMEOUT as VIRTUAL_TIMEOUT
 from .virtual import Attributes, Virtual, is_virtual
 
@@ -166,7 +166,10 @@ class Operations(pyfuse3.Operations):
         fields.st_atime_ns = node.atime
         fields.st_mtime_ns = node.mtime
         fields.st_ctime_ns = node.ctime
-        fields.entry_timeout = fields.attr_timeout = FOREVER
+        fields.entry_timeout = FOREVER
+        # Of a directory whose links are not counted the kernel asks again, if anybody wants to know.
+        uncounted = node.nlink == UNCOUNTED and isinstance(node, Directory)
+        fields.attr_timeout = 0 if uncounted else FOREVER
         return entry
 
     def _virtual_attributes(self, ino: int, shown: int | None = None) -> EntryAttributes:
@@ -284,7 +287,10 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if is_virtual(inode):
             return self._virtual_attributes(inode)
-        return self._attributes(self._fs.node(inode))
+        node = self._fs.node(inode)
+        if node.nlink == UNCOUNTED and isinstance(node, Directory):
+            await self._fs.count_links(node)
+        return self._attributes(node)
 
     @_change
     async def setattr(

@@ -23,7 +23,7 @@ import trio
 
 from ..errors import CaiafsError, FSError, JournalDamaged
 from ..records import Adopt, Committed, Create, Link, Name, Record, Remove, Rename, Write
-from ..tree import ROOT_INO, Directory, File, Node
+from ..tree import ROOT_INO, UNCOUNTED, Directory, File, Node
 from . import acl
 from .attributes import COMMIT_XATTR, STATE_XATTR, XATTR_LIST_MAX, XATTR_SIZE_MAX, Attributes
 from .directories import NODE_COST
@@ -90,7 +90,8 @@ class Filesystem(Attributes):
         if root.tree_oid is not None or root.side_oid is not None:
             root.children = None
             if side is None:
-                root.nlink = 2 + sum(isinstance(node, Directory) for node in self._load_now(root).values())
+                root.nlink = UNCOUNTED
+                self._load_now(root)  # a commit without its tree is refused now
         if side is not None:
             self._load_links(side)
 

@@ -6,6 +6,7 @@ nobody uses is unloaded again when inodes take half of the memory budget.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import time
@@ -21,7 +22,7 @@ from ..journal import Journal
 from ..memory import MemoryTier
 from ..metrics import Metrics
 from ..policy import Health, Policy
-from ..tree import Directory, Node, Tree
+from ..tree import UNCOUNTED, Directory, Node, Tree
 from .contents import BlobSource, Contents
 from .loader import Listing, Loader, Place
 
@@ -142,6 +143,15 @@ class Directories:
                 del self._loading[directory.ino]
                 event.set()
         return directory.children
+
+    async def count_links(self, directory: Directory) -> None:
+        """Find out how many directories are in *directory*, if nobody has. It stays UNCOUNTED where git
+        does not tell: its other attributes are known, and who looks into it is told why."""
+        if directory.nlink == UNCOUNTED and directory.tree_oid is not None:
+            with contextlib.suppress(FSError):  # health has it
+                links = await self.ask(self._loader.links, directory.tree_oid, operation="list")
+                if directory.nlink == UNCOUNTED:  # not loaded meanwhile
+                    directory.nlink = links
 
     async def _listing_of(self, place: Place) -> Listing:
         """The directory as git has it. Raises FSError.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
-from ..errors import FormatNewer, ObjectCorrupt, StoreError
+from ..errors import FormatNewer, ObjectCorrupt
 from ..records import NO_OID, BadRecord, NewerFormat
 from ..records.side import (
     SIDE_NAME_MAX,
@@ -28,7 +28,7 @@ from ..records.side import (
     unquote_name,
     vouches,
 )
-from ..tree import COUNTED, GITLINK, ROOT_INO, Loaded, mode_of
+from ..tree import COUNTED, GITLINK, ROOT_INO, UNCOUNTED, Loaded, mode_of
 
 HASHED_INO = COUNTED
 """Inode numbers from here on are derived from place and name, those below are counted."""
@@ -157,10 +157,14 @@ class Loader:
         return {entry.name: entry.reason for entry in self._store.listing(tree)[1]}
 
     def size_of(self, mode: int, oid: bytes) -> int:
-        """A blob's size in bytes, or a directory's link count. Raises StoreError."""
-        if mode == 0o040000:
-            return self._store.subdirectories(oid) + 2
+        """A blob's size in bytes, or a directory's link count, which may be UNCOUNTED. Raises StoreError."""
+        if stat.S_ISDIR(mode):
+            return UNCOUNTED
         return 2 if mode == GITLINK else self._store.blob_sizes([oid])[0]
+
+    def links(self, tree: bytes) -> int:
+        """The link count of a directory. Raises StoreError."""
+        return self._store.subdirectories(tree) + 2
 
     def directory(self, place: Place) -> Listing:
         """Every entry of the directory. Raises StoreError where the directory itself does not read back."""
@@ -226,10 +230,7 @@ class Loader:
     def _unrecorded(self, entry: Entry, size: int, side: bytes | None, place: Place) -> Loaded:
         mode, nlink, time = mode_of(entry.mode), 1, place.epoch
         if stat.S_ISDIR(mode):
-            try:
-                nlink = self.size_of(entry.mode, entry.oid)
-            except StoreError:
-                nlink = 2  # whoever looks into it is told
+            nlink = 2 if entry.mode == GITLINK else UNCOUNTED
         gitlink = entry.oid if entry.mode == GITLINK else None
         return Loaded(
             entry.name, hashed_ino(place.ino, entry.name), mode, self._uid, self._gid, nlink, 0,

@@ -22,6 +22,7 @@ from .content import Content, ContentState, Extent, Ledger, Piece
 from .inodes import COUNTED, ROOT_INO
 from .nodes import (
     GITLINK,
+    UNCOUNTED,
     Batch,
     Directory,
     DirectoryState,
@@ -40,6 +41,7 @@ __all__ = [
     "COUNTED",
     "GITLINK",
     "ROOT_INO",
+    "UNCOUNTED",
     "Batch",
     "Before",
     "Content",

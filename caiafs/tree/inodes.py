@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterable
 
 from .content import Ledger
-from .nodes import Batch, Directory, File, Loaded, Node, node_of
+from .nodes import UNCOUNTED, Batch, Directory, File, Loaded, Node, node_of
 
 ROOT_INO = 1
 COUNTED = 1 << 60
@@ -77,6 +77,7 @@ class Inodes:
         if directory.children is not None:
             raise AssertionError(f"directory {directory.ino} is loaded already")
         children: dict[bytes, Node] = {}
+        below = 0
         for entry in entries:
             known = self.nodes.get(entry.ino)
             if known is not None and entry.nlink > 1 and _is_link_of(known, entry):
@@ -93,10 +94,13 @@ class Inodes:
             node.add_link(directory, entry.name)
             children[entry.name] = node
             self.nodes[ino] = node
+            below += isinstance(node, Directory)
             if node.nlink > 1 and not isinstance(node, Directory):
                 self.linked[ino] = node
         directory.children = children
         directory.unfit = unfit or None
+        if directory.nlink == UNCOUNTED:
+            directory.nlink = 2 + below
 
     def can_unload(self, directory: Directory) -> bool:
         """True if *directory* can be read from git again at any time, and nobody uses its entries."""

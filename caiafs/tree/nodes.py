@@ -115,6 +115,10 @@ class Special(Node):
     __slots__ = ()
 
 
+UNCOUNTED = 1
+"""The link count of a directory whose subdirectories nobody has counted yet; programs take it for that."""
+
+
 class Directory(Node):
     """A directory. `children` is None until it was loaded; `changed` are the names that git has otherwise.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.mounts import Mount, Mounts
+from support.mounts import Mount, Mounts, run
 
 MANY = 50
 _COUNT = re.compile(r'^caiafs_fuse_request_seconds_count\{op="(\w+)"\} (\S+)$', re.MULTILINE)
@@ -117,3 +117,34 @@ def test_symlinks_are_read_once(shared_mount: Mount) -> None:
 
     read()
     assert asked(shared_mount, read) == {}
+
+
+def test_links_of_folders_are_counted_for_who_wants_to_know(mounts: Mounts, tmp_path: Path) -> None:
+    """A repository of others: listing its root reads one tree, not that of every folder in it."""
+    work, mount = tmp_path / "work", mounts()
+    mount.umount()
+    for number in range(MANY):
+        (work / f"d{number}" / "below" / "deep").mkdir(parents=True)
+        (work / f"d{number}" / "below" / "deep" / "file").write_text("x")
+    script = 'git init -q "$1" && cd "$1" && git add . && git commit -qm all && git push -q "$2" HEAD:main'
+    run("sh", "-c", script, "sh", work, mount.repository)
+    mount.start()
+
+    def read() -> int:
+        git = mount.stats("metrics.json")["metrics_summary"]["by_backend"].get("git", {})
+        return int(git.get("list", {"count": 0})["count"])
+
+    assert len(os.listdir(mount.path)) == MANY
+    before = read()
+    counted = asked(mount, lambda: [os.stat(mount.path / f"d{number}") for number in range(MANY)] and None)
+    assert read() - before == MANY
+    assert counted == {"getattr": 1}
+    assert asked(mount, lambda: [os.stat(mount.path / f"d{number}") for number in range(MANY)] and None) == {}
+    inner = mount.path / "d0" / "below"
+    assert [os.stat(path).st_nlink for path in (inner.parent, inner, inner / "deep")] == [3, 3, 2]
+    assert (inner / "deep" / "file").read_text() == "x"
+    (inner / "more").mkdir()
+    (mount.path / "d1").rename(mount.path / "moved")
+    assert os.stat(inner).st_nlink == 4
+    mount.remount()
+    assert [os.stat(path).st_nlink for path in (inner.parent, inner, mount.path / "moved")] == [3, 4, 3]

@@ -237,6 +237,8 @@ class Core:
             assert len(content) == node.size
         elif isinstance(node, Symlink):
             content = await self.fs.readlink(node.ino)
+        elif isinstance(node, Directory):
+            await self.fs.count_links(node)
         return Seen(
             node.ino, node.mode, node.uid, node.gid, node.nlink, node.rdev, node.atime, node.mtime,
             node.ctime, node.size, tuple(sorted((node.xattrs or {}).items())), content,
