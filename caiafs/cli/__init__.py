@@ -80,6 +80,16 @@ def guarded(command: Callable[[], int], name: str) -> int:
         # `caiafs status | head`: the reader has seen enough. Python's own flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except FileNotFoundError:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            message = (
+                "the current directory is gone: change to another one (`cd`), or name paths from the root on"
+            )
+            print(_error_line(name, message), file=sys.stderr)
+            return 1
+        raise
     except KeyboardInterrupt:
         return 130
 

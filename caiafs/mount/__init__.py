@@ -688,5 +688,6 @@ def identity(config: Config, store: Store) -> bytes:
 
 
 def _escaped(source: str) -> str:
-    """A source name as libfuse's option parser takes it."""
-    return source.replace("\\", "\\\\").replace(",", "\\,")
+    """A source name as libfuse's option parser takes it; in octal what pyfuse3 does not: all beyond ASCII."""
+    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    return "".join(chr(byte) if byte < 128 else f"\\{byte:03o}" for byte in os.fsencode(escaped))

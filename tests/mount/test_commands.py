@@ -15,6 +15,8 @@ from support.mounts import Mount, Mounts, caiafs, environment, is_mounted, run, 
 from support.processes import Process, wait_gone
 from support.users import in_child, join, need_root, own_namespace, words_as_nobody
 
+from caiafs import control
+
 
 def refused(status: int, *words: str | os.PathLike[str], says: str = "", **options: object) -> str:
     """The command fails with this exit status, one line of explanation, and no traceback."""
@@ -198,6 +200,18 @@ def test_fuse_is_missing(mounts: Mounts) -> None:
         assert caiafs("doctor", status=1).stdout.count("/dev/fuse")
 
     join(in_child(inside))
+
+
+def test_repository_whose_path_is_not_ascii(mounts: Mounts) -> None:
+    """The name of the source is the one thing of a mount that pyfuse3 takes in ASCII only."""
+    path = mounts.base / "zoë \udcff,\\101.git"
+    mount = mounts(repository=path)
+    found = control.mount_at(str(mount.path))
+    assert found is not None
+    assert found.source == str(path)
+    (mount.path / "a").write_text("one\n")
+    mount.commit()
+    assert os.fsencode(mount.status()["config"]["settings"]["source"]["value"]) == os.fsencode(path)
 
 
 # Commands on a mount

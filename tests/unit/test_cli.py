@@ -539,6 +539,19 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["status", "m"], ["mount", "r.git", "/m"], ["umount", "m"], ["check", "r.git"]]
+)
+def test_a_current_directory_that_is_gone_is_told(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(words) == 1
+    assert "the current directory is gone" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     script = f"{sys.executable} -m caiafs --help | head -n 1"
     done = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, env=environment())
