@@ -45,7 +45,7 @@ HEADER = Struct("<8s16sQQQ")
 SEGMENT_NAME = re.compile(r"^([0-9a-f]{16})\.seg$")
 BACKUP_PREFIX = "backup-"
 EMPTY = "its header is empty"
-OURS = ("lock", "control")
+OURS = ("lock", "control", "http-token")
 """What else a mount keeps in its state directory."""
 
 _CANDIDATE = re.compile(rb"(?=[\s\S]{2}[\x00-\x10]\x00[\s\S]{4}[%b])" % bytes(sorted(KINDS)))
