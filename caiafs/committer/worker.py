@@ -393,6 +393,7 @@ class Worker:
         store, ref = self._store, self._place.side
         current = store.read_ref(ref)
         if current == side:
+            store.sync_ref(ref)  # a try that moved it may have ended before it had done so
             return
         self._untouched = False
         if not store.swap_ref(ref, current, side, b"caiafs: metadata", order.identity, value):
@@ -402,6 +403,8 @@ class Worker:
         store, ref = self._store, self._place.branch
         current = store.read_ref(ref)
         if current == commit:
+            if commit not in order.parents:
+                store.sync_ref(ref)
             return True
         if current is not None and current != order.expected:
             return False

@@ -256,6 +256,10 @@ class Store:
         """
         return self._refs.swap(refname, old, new, message, who, value)
 
+    def sync_ref(self, refname: bytes) -> None:
+        """Make durable that *refname* points where it does now; for one that somebody else may have moved."""
+        self._refs.sync(refname)
+
     def ref_signature(self, refname: bytes) -> tuple[object, ...]:
         """A cheap token that changes whenever *refname* may have; for polling."""
         return self._refs.signature(refname)

@@ -270,6 +270,14 @@ class Refs:
             _remove_stale(os.path.join(self._own, entry), b"")
         return cleared
 
+    def sync(self, refname: bytes) -> None:
+        """The ref stays where it is after a power loss, too, whoever moved it there. Raises StoreError."""
+        path = self._path(self._resolve(refname))
+        try:
+            self._sync_directories(os.path.dirname(path))
+        except OSError as error:
+            raise failed(f"cannot sync ref {os.fsdecode(refname)}", error) from error
+
     def _sync_directories(self, directory: str) -> None:
         """The ref's directory, and the parents that this process did not sync before, whoever made them."""
         fsync_dir(directory)

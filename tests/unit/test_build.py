@@ -5,6 +5,7 @@ A core without a kernel makes the changes; git itself says what became of them.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -164,6 +165,32 @@ def test_a_commit_waits_for_the_disk_four_times(core: Core, monkeypatch: pytest.
         ["refs/heads"],
     ]
     assert waits == expected
+
+
+@pytest.mark.parametrize("failing", ["refs/caiafs", "refs/heads"])
+def test_a_ref_that_was_moved_and_not_synced_is_synced_by_the_next_try(
+    core: Core, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), core.git_dir))
+        if synced.count(failing) == 1 and synced[-1] == failing:
+            raise OSError(errno.EIO, "for a moment")
+        real(fd)
+
+    put(core, "a")
+    core.commit()
+    put(core, "b")
+    monkeypatch.setattr(os, "fsync", fsync)
+    commit = core.commit()
+    refs = [name for name in synced if name.startswith("refs/")]
+    assert refs == ([failing] if failing == "refs/caiafs" else ["refs/caiafs", failing]) + [
+        "refs/caiafs",
+        "refs/heads",
+    ]
+    assert core.store.read_ref(BRANCH) == commit
 
 
 def test_what_a_commit_writes_does_not_grow_with_the_tree(core: Core) -> None:
