@@ -7,6 +7,9 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import h2.connection
+import h2.events
+import h2.settings
 import pytest
 import trio
 import trio.testing
@@ -19,20 +22,6 @@ from caiafs.control.http import connections
 IDLE = 15
 GRACE = 1
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-class Recorded:
-    """A stream that remembers what was sent at once."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.socket = stream.socket
-        self.receive_some, self.send_eof, self.aclose = stream.receive_some, stream.send_eof, stream.aclose
-        self.sent: list[bytes] = []
-        self._stream = stream
-
-    async def send_all(self, data: bytes) -> None:
-        self.sent.append(data)
-        await self._stream.send_all(data)
 
 
 def settings() -> Config:
@@ -52,15 +41,21 @@ def app(seconds: float = 0, body: bytes = b"body") -> Any:
 
 
 @contextlib.asynccontextmanager
-async def connected(app: Any) -> AsyncIterator[tuple[trio.SocketStream, list[bytes]]]:
-    """A client's end, and what the server sends, piece by piece; the server's end is done afterwards."""
-    ours, theirs = trio.socket.socketpair()
-    stream: Any = Recorded(trio.SocketStream(theirs))
-    connection = connections.Connection(ASGIWrapper(app), settings(), WorkerContext(None), stream)
+async def answering(app: Any, kind: socket.SocketKind) -> AsyncIterator[trio.socket.SocketType]:
+    """A client's end; the server's end is done afterwards."""
+    ours, theirs = trio.socket.socketpair(type=kind)
+    connection = connections.Connection(ASGIWrapper(app), settings(), WorkerContext(None), theirs)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
-        async with trio.SocketStream(ours) as client:
-            yield client, stream.sent
+        with ours:
+            yield ours
+
+
+@contextlib.asynccontextmanager
+async def connected(app: Any) -> AsyncIterator[trio.SocketStream]:
+    """A client's end; the server's end is done afterwards."""
+    async with answering(app, socket.SOCK_STREAM) as ours:
+        yield trio.SocketStream(ours)
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -78,12 +73,12 @@ async def received(client: trio.SocketStream, end: bytes) -> bytes:
 
 def test_an_answer_leaves_in_one_piece() -> None:
     async def main() -> None:
-        async with connected(app()) as (client, sent):
-            for number in range(1, 4):
-                await client.send_all(GET)
-                answer = await received(client, b"body")
+        async with answering(app(), socket.SOCK_SEQPACKET) as client:  # keeps writes apart
+            for _ in range(3):
+                await client.send(GET)
+                answer = await client.recv(1 << 16)
                 assert answer.startswith(b"HTTP/1.1 200 ")
-                assert len(sent) == number
+                assert answer.endswith(b"\r\n\r\nbody")
 
     run(main)
 
@@ -92,7 +87,7 @@ def test_a_large_answer_is_not_held_as_a_whole() -> None:
     body = b"x" * (2 * connections.HELD)
 
     async def main() -> None:
-        async with connected(app(body=body)) as (client, _):
+        async with connected(app(body=body)) as client:
             await client.send_all(GET)
             answer = await received(client, body)
             assert answer.partition(b"\r\n\r\n")[2] == body
@@ -102,7 +97,7 @@ def test_a_large_answer_is_not_held_as_a_whole() -> None:
 
 def test_who_waits_for_leave_to_go_on_has_it_before_the_answer() -> None:
     async def main() -> None:
-        async with connected(app(seconds=1)) as (client, _):
+        async with connected(app(seconds=1)) as client:
             await client.send_all(GET[:-2] + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
             assert (await received(client, b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
             await client.send_all(b"abc")
@@ -111,9 +106,87 @@ def test_who_waits_for_leave_to_go_on_has_it_before_the_answer() -> None:
     run(main)
 
 
+def test_who_has_yet_to_send_a_body_is_answered_before() -> None:
+    async def main() -> None:
+        async with connected(app()) as client:
+            await client.send_all(GET[:-2] + b"Content-Length: 3\r\n\r\n")
+            await received(client, b"body")
+
+    run(main)
+
+
+def test_an_application_can_read_a_body() -> None:
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        await app(body=body)(scope, receive, send)
+
+    async def main() -> None:
+        async with connected(echo) as client:
+            for body in (b"", b"abc"):
+                length = b"Content-Length: %d\r\n" % len(body) if body else b""
+                await client.send_all(GET[:-2] + length + b"\r\n" + body)
+                await received(client, b"\r\n\r\n" + body)
+
+    run(main)
+
+
+def test_requests_sent_at_once_are_answered_in_their_order() -> None:
+    async def path(scope: Any, receive: Any, send: Any) -> None:
+        await app(seconds=1, body=scope["raw_path"])(scope, receive, send)
+
+    async def main() -> None:
+        async with connected(path) as client:
+            await client.send_all(b"".join(GET.replace(b"/", b"/%d" % n, 1) for n in range(5)))
+            answers = await received(client, b"/4")
+            assert [one.rpartition(b"\r\n")[2] for one in answers.split(b"HTTP/1.1 200")] == [
+                b"", b"/0", b"/1", b"/2", b"/3", b"/4",
+            ]  # fmt: skip
+
+    run(main)
+
+
+def test_an_application_that_fails_costs_its_answer_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("a bug")
+
+    async def main() -> None:
+        async with connected(fail) as client:
+            await client.send_all(GET)
+            assert (await received(client, b"\r\n\r\n")).startswith(b"HTTP/1.1 500 ")
+
+    run(main)
+    assert "a bug" in caplog.text
+
+
+def test_a_client_that_goes_before_its_answer_costs_nothing() -> None:
+    async def main() -> None:
+        async with connected(app(seconds=1, body=b"x" * (1 << 22))) as client:
+            await client.send_all(GET)
+            await client.aclose()
+
+    run(main)
+
+
+def test_who_reads_slowly_has_all_in_the_end() -> None:
+    body = b"x" * (1 << 22)  # more than the kernel holds
+
+    async def main() -> None:
+        async with connected(app(body=body)) as client:
+            await client.send_all(GET)
+            await trio.sleep(1)
+            answer = await received(client, body)
+            assert answer.partition(b"\r\n\r\n")[2] == body
+
+    run(main)
+
+
 def test_what_is_no_http_is_refused_and_let_go() -> None:
     async def main() -> None:
-        async with connected(app()) as (client, _):
+        async with connected(app()) as client:
             await client.send_all(b"nonsense\r\n\r\n")
             assert (await received(client, b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
             assert await client.receive_some() == b""
@@ -123,9 +196,36 @@ def test_what_is_no_http_is_refused_and_let_go() -> None:
 
 def test_http2_is_not_held_back() -> None:
     async def main() -> None:
-        async with connected(app()) as (client, _):
+        async with connected(app()) as client:
             await client.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04" + b"\x00" * 5)
             assert (await client.receive_some())[3] == 4, "the server's settings"
+
+    run(main)
+
+
+def test_answers_over_http2_do_not_mix() -> None:
+    size = 1 << 22  # more than the kernel holds, so that both are sent in pieces
+
+    async def letter(scope: Any, receive: Any, send: Any) -> None:
+        await app(body=scope["raw_path"][1:] * size)(scope, receive, send)
+
+    async def main() -> None:
+        http = h2.connection.H2Connection()
+        http.initiate_connection()
+        http.increment_flow_control_window(4 * size)
+        http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2 * size})
+        for stream, one in ((1, "a"), (3, "b")):
+            head = {":method": "GET", ":scheme": "http", ":authority": "localhost", ":path": f"/{one}"}
+            http.send_headers(stream, list(head.items()), end_stream=True)
+        bodies = {1: b"", 3: b""}
+        async with connected(letter) as client:
+            await client.send_all(http.data_to_send())
+            while len(bodies[1] + bodies[3]) < 2 * size:
+                for event in http.receive_data(await client.receive_some(1 << 20)):
+                    if isinstance(event, h2.events.DataReceived):
+                        bodies[event.stream_id] += event.data
+                await client.send_all(http.data_to_send())
+        assert bodies == {1: b"a" * size, 3: b"b" * size}
 
     run(main)
 
@@ -133,7 +233,7 @@ def test_http2_is_not_held_back() -> None:
 @pytest.mark.parametrize("begun", [b"", GET[:20], GET])
 def test_a_connection_waits_so_long_for_a_request(begun: bytes) -> None:
     async def main() -> None:
-        async with connected(app()) as (client, _):
+        async with connected(app()) as client:
             await trio.sleep(IDLE - 5)
             if begun:
                 await client.send_all(begun)
@@ -149,7 +249,7 @@ def test_a_connection_waits_so_long_for_a_request(begun: bytes) -> None:
 
 def test_an_answer_may_take_longer_than_the_wait_for_a_request() -> None:
     async def main() -> None:
-        async with connected(app(seconds=4 * IDLE)) as (client, _):
+        async with connected(app(seconds=4 * IDLE)) as client:
             await client.send_all(GET)
             await received(client, b"body")
 

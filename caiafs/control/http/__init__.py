@@ -4,7 +4,7 @@
     listen    sockets, bound before the mount starts      token    who may do more than look
     channel   what the two processes say to each other
     worker    the server's process: Starlette on hypercorn
-    connections   hypercorn's, with fewer writes and tasks
+    connections   bytes between clients and hypercorn's protocols
     figures   what it knows of the mount, asked for when needed
     app       paths and answers       guard   who is let in       openapi   the same, described
     page      the status page: HTML that needs no script, and a script that keeps it moving

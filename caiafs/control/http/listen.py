@@ -14,7 +14,8 @@ import stat
 from caiafs.config import HttpAddress
 from caiafs.errors import MountError
 
-BACKLOG = 128
+BACKLOG = 1024
+"""Connections that the kernel holds until the server has time. One that it drops comes again a second later."""
 
 
 class Listener:
