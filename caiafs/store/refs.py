@@ -185,26 +185,30 @@ class Refs:
         self._files.make_ahead(count)
 
     def _new_file(self, suffix: str) -> tuple[int, str]:
-        os.makedirs(self._own, mode=0o700, exist_ok=True)
-        return self._files.make(suffix)
+        try:
+            return self._files.make(suffix)
+        except FileNotFoundError:
+            os.makedirs(self._own, mode=0o700, exist_ok=True)
+            return self._files.make(suffix)
 
     # --- locks
 
     def _take_lock(self, name: bytes, path: str, lock: str) -> int | None:
         """Make *lock* exist, or raise RefLocked. A descriptor to keep open meanwhile, if it needs one."""
         for attempt in range(10):
-            self._make_parents(name, path)
             try:
                 os.link(self._owner_file(), lock)
                 return None
             except FileExistsError:
                 raise _locked(lock) from None
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 if attempt == 9:  # git pack-refs removes directories it emptied: make them again
                     raise
+                self._make_parents(name, path)
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
+                self._make_parents(name, path)
                 return self._make_lock(lock)
         raise AssertionError("not reached")
 
