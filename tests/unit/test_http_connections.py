@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -160,6 +161,24 @@ def test_an_application_that_fails_costs_its_answer_only(caplog: pytest.LogCaptu
 
     run(main)
     assert "a bug" in caplog.text
+
+
+def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+    async def main() -> None:
+        async with connected(app()) as client:
+            await client.send_all(GET)
+            await received(client, b"body")
+            gc.collect()
+            for _ in range(50):
+                await client.send_all(GET)
+                await received(client, b"body")
+            assert gc.collect() < 50
+
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_goes_before_its_answer_costs_nothing() -> None:

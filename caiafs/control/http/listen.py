@@ -15,7 +15,7 @@ from caiafs.config import HttpAddress
 from caiafs.errors import MountError
 
 BACKLOG = 1024
-"""Connections that the kernel holds until the server has time. One that it drops comes again a second later."""
+"""Connections that the kernel holds until the server has time. One that it drops comes again in a second."""
 
 
 class Listener:
