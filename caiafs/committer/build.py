@@ -180,7 +180,9 @@ class Builder:
             if not name:
                 continue  # nothing but that the directory is to be written
             beside = quote_name(name)
-            tree[name] = side[b"=" + beside] = side[b"~" + beside] = None
+            tree[name] = None
+            if state.side_oid is not None:
+                side[b"=" + beside] = side[b"~" + beside] = None
             records[name] = None
             if entry is None:
                 continue

@@ -237,7 +237,7 @@ def _encode_entry(name: bytes, mode: int, oid: Oid) -> bytes:
     return b"%o %b\0%b" % (mode, name, oid)
 
 
-def encode_tree(entries: Iterable[TreeEntry]) -> bytes:
+def encode_tree(entries: Iterable[tuple[bytes, int, Oid]]) -> bytes:
     """The bytes of a tree with *entries*, in git's order whatever order they come in."""
     ordered = sorted([(_sort_key(name, mode), name, mode, oid) for name, mode, oid in entries])
     names = {name for _, name, _, _ in ordered}
@@ -256,7 +256,7 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
     if not changes:
         return data
     if not data:
-        return encode_tree(TreeEntry(name, *change) for name, change in changes.items() if change is not None)
+        return encode_tree([(name, *change) for name, change in changes.items() if change is not None])
     if len(changes) <= _FEW and (spliced := _spliced(data, changes)) is not None:
         return spliced
     marks = _window_marks(data)
