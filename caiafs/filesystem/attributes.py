@@ -24,6 +24,9 @@ from . import acl
 from .names import NAME_MAX, Names
 
 XATTR_SIZE_MAX = XATTR_LIST_MAX = 65536
+XATTR_TOTAL_MAX = 4 * XATTR_SIZE_MAX
+"""Bytes of all attributes of a file: they are in its record in git, which is in one blob with some hundred
+others, and is written and read whole, in memory."""
 SET_ID = stat.S_ISUID | stat.S_ISGID
 RELATIME = 24 * 3600 * 10**9
 STATE_XATTR = b"user.caiafs.state"
@@ -149,6 +152,9 @@ class Attributes(Names):
             raise FSError(errno.E2BIG)
         names = {*(node.xattrs or ()), name}
         if sum(map(len, names)) + len(names) > XATTR_LIST_MAX:
+            raise FSError(errno.ENOSPC)
+        others = sum(len(value) for other, value in (node.xattrs or {}).items() if other != name)
+        if others + len(value) > XATTR_TOTAL_MAX:
             raise FSError(errno.ENOSPC)
         if name in (acl.ACCESS, acl.DEFAULT):
             self._set_acl(node, name, value, is_member)

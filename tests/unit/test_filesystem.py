@@ -238,6 +238,21 @@ def test_extended_attributes(core: Core) -> None:
     refuses(errno.ENOSPC, set_xattr, core, ino, b"user.%0250d" % 999, b"")
 
 
+def test_all_attributes_of_a_file_fit_into_one_record(core: Core) -> None:
+    """With 128 MiB and more of them, what git was given was larger than what is read from it."""
+    ino = make(core, b"file").ino
+    for number in range(4):
+        set_xattr(core, ino, b"user.%d" % number, bytes(XATTR_SIZE_MAX))
+    refuses(errno.ENOSPC, set_xattr, core, ino, b"user.more", b"x")
+    set_xattr(core, ino, b"user.0", b"instead" * 9000)
+    core.fs.remove_xattr(ino, b"user.1")
+    set_xattr(core, ino, b"user.more", b"x")
+    before = core.dump()
+    core.commit()
+    core = core.crash()
+    same(core, before)
+
+
 def test_a_read_only_mount_refuses_every_change(tmp_path: Path) -> None:
     first = Core(tmp_path)
     trio.run(first.put, b"file", b"data")
