@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, Protocol
 
 from ..errors import ObjectCorrupt, ObjectMissing, StoreError
@@ -31,6 +31,7 @@ from ..store import (
     BlobReader,
     Store,
     deflate_parts,
+    find_entry,
     graft_unfit,
     needs_content_check,
     parse_tree,
@@ -47,6 +48,8 @@ BLOB, TREE, COMMIT = 3, 2, 1
 PIECE = 1024 * 1024
 AHEAD = 16
 """Contents that are written before somebody looks whether there is something to read."""
+FEW = 8
+"""Names that are looked up in a side tree one by one."""
 WIDE = 64 * 1024
 """Bytes of a tree from which on it is deflated in parts: 2,000 entries."""
 _ZEROS = bytes(PIECE)
@@ -244,11 +247,8 @@ class Builder:
     def _side_tree(
         self, state: DirectoryState, changes: TreeChanges, records: dict[bytes, bytes | None]
     ) -> bytes | None:
-        old, buckets = b"", {}
-        if state.side_oid is not None:
-            old = self._tree(state.side_oid)
-            buckets = {e.name: e.oid for e in parse_tree(old, state.side_oid) if e.name.startswith(b"@")}
-        before = 1 if not buckets else 16 ** (len(next(iter(buckets))) - 1)
+        old = b"" if state.side_oid is None else self._tree(state.side_oid)
+        buckets, before = _buckets(state, old, records)
         count = bucket_count(state.children, before)
         if count != before:
             kept: dict[bytes, bytes | None] = {}
@@ -425,6 +425,19 @@ def _record(name: bytes, e: EntryState, git_mode: int, oid: bytes, target: bytes
         name, e.ino, e.mode, e.uid, e.gid, e.nlink, e.rdev, e.atime, e.mtime, e.ctime, size, git_mode, oid,
         e.epoch, e.xattrs, target,
     )  # fmt: skip
+
+
+def _buckets(state: DirectoryState, old: bytes, names: Collection[bytes]) -> tuple[dict[bytes, bytes], int]:
+    """The buckets of the side tree *old*, and how many there may be. Where that is as many as there should
+    be, and those of a few *names* are found without parsing the rest, only these."""
+    usual = bucket_count(state.children)
+    wanted = {bucket_name(name, usual) for name in names} if len(names) <= FEW else set()
+    found = {bucket: entry[1] for bucket in wanted if (entry := find_entry(old, bucket)) is not None}
+    if found and len(found) == len(wanted):
+        return found, usual
+    entries = parse_tree(old, state.side_oid or NO_OID)
+    buckets = {entry.name: entry.oid for entry in entries if entry.name.startswith(b"@")}
+    return buckets, 1 if not buckets else 16 ** (len(next(iter(buckets))) - 1)
 
 
 def _find(tree: bytes, name: bytes) -> tuple[int, bytes] | None:

@@ -298,6 +298,32 @@ def patch_tree(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> 
     return b"".join(pieces)
 
 
+class _Place(NamedTuple):
+    start: int
+    end: int
+    mode: int
+
+
+def _place_of(data: bytes, name: bytes) -> _Place | None:
+    """Where entry *name* seems to be in a tree: it may be part of a name or of an object id, too."""
+    at = data.find(b" " + name + b"\0")
+    mode = next((mode for mode in (data[at - 6 : at], data[at - 5 : at]) if mode in _USUAL_MODES), b"")
+    end = at + len(name) + 22
+    return _Place(at - len(mode), end, int(mode, 8)) if at >= 0 and mode and end <= len(data) else None
+
+
+def find_entry(data: bytes, name: bytes) -> tuple[int, Oid] | None:
+    """Mode and object of entry *name* in a tree that is not parsed for it. None does not say that there is
+    none: `parse_tree` does."""
+    place = _place_of(data, name)
+    if place is None:
+        return None
+    before = _WHOLE_ENTRIES.match(data, 0, place.start)
+    if before is None or before.end() != place.start:
+        return None
+    return place.mode, data[place.end - 20 : place.end]
+
+
 def _spliced(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> bytes | None:
     """`patch_tree` for entries that stay where they are, or go; None where a change is of another kind.
 
@@ -305,18 +331,14 @@ def _spliced(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> by
     """
     cuts: list[tuple[int, int, bytes]] = []
     for name, change in changes.items():
-        needle = b" " + name + b"\0"
-        at = data.find(needle)
-        if at < 0:
+        if data.find(b" " + name + b"\0") < 0:
             if change is not None:
                 return None
             continue
-        mode = next((mode for mode in (data[at - 6 : at], data[at - 5 : at]) if mode in _USUAL_MODES), b"")
-        end = at + len(needle) + 20
-        moves = change is not None and is_directory(change[0]) != (mode == b"40000")
-        if not mode or moves or end > len(data):
+        place = _place_of(data, name)
+        if place is None or (change is not None and is_directory(change[0]) != is_directory(place.mode)):
             return None
-        cuts.append((at - len(mode), end, _encode_entry(name, *change) if change else b""))
+        cuts.append((place.start, place.end, _encode_entry(name, *change) if change else b""))
     pieces: list[bytes | memoryview] = []
     position, view = 0, memoryview(data)
     for start, end, entry in (*sorted(cuts), (len(data), len(data), b"")):

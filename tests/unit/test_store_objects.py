@@ -26,6 +26,7 @@ from caiafs.store import (
 )
 from caiafs.store.objects import (
     differing_entries,
+    find_entry,
     graft_unfit,
     parse_commit,
     parse_tree,
@@ -222,7 +223,10 @@ def test_an_entry_in_an_object_id_is_not_mistaken_for_one() -> None:
         [inside, entry(b"a", oid=OTHER), entry(b"b")]
     )
     assert patch_tree(data, {b"a": None, b"b": None}) == encode_tree([inside])
+    assert find_entry(data, b"b") == (REGULAR, SOME)
+    assert find_entry(data, b"a") is None, "it would have to be parsed"
     alone = encode_tree([inside, entry(b"b")])
+    assert find_entry(alone, b"a") is None
     assert patch_tree(alone, {b"a": None}) == alone
     assert patch_tree(alone, {b"a": (REGULAR, SOME)}) == data
 
