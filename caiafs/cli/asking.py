@@ -19,7 +19,8 @@ STATUS_TIMEOUT = 10.0
 
 def commit(arguments: argparse.Namespace) -> int:
     """`caiafs commit`: prints the id of the commit that now holds everything."""
-    request = {"message": "\n\n".join(arguments.message)} if arguments.message else {}
+    paragraphs = [given.strip("\n") for given in arguments.message or () if given.strip()]  # as git has them
+    request = {"message": "\n\n".join(paragraphs)} if paragraphs else {}
     with render.ProgressLine() as progress:
         answer = call(arguments.mountpoint, "commit", request, on_progress=progress)
     if answer["commit"]:

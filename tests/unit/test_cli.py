@@ -239,7 +239,12 @@ def test_reload_asks_the_mount_that_is_named_or_that_the_file_names(
 def test_commit_prints_the_id(fake: FakeMount, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["commit", "-m", "One", "-m", "two.", str(fake.path / "deep" / "inside")]) == 0
     assert capsys.readouterr().out == f"{fake.commit}\n"
-    assert fake.asked == [("commit", {"message": "One\n\ntwo."})]
+    assert fake.asked.pop() == ("commit", {"message": "One\n\ntwo."})
+    assert main(["commit", "-m", "\n\nOne\n\n", "-m", " ", "-m", "two.", str(fake.path)]) == 0
+    assert fake.asked.pop() == ("commit", {"message": "One\n\ntwo."})
+    assert main(["commit", "-m", "", str(fake.path)]) == 0
+    assert fake.asked == [("commit", {})]
+    capsys.readouterr()
     fake.changes = 0
     assert main(["commit", str(fake.path)]) == 0
     assert capsys.readouterr() == (f"{fake.commit}\n", "caiafs: nothing new to commit\n")
