@@ -30,6 +30,8 @@ SOURCE = Path(__file__).resolve().parents[1]
 PATHS = ("/metrics", "/api/v1/storage/stats", "/api/v1/storage/health", "/api/v1/storage/metrics", "/")
 CONNECTIONS = 200
 """Enough for the rate, though each answer waits up to a tenth of a second for the look that it shares."""
+BEGINNING = 1.0
+"""Seconds of requests before each round, which are not counted."""
 KINDS = ("quiet", "elsewhere", "loaded")
 
 
@@ -76,13 +78,13 @@ def work(place: Path, seconds: float) -> list[float]:
 
 
 def load(port: int, rate: float, seconds: float) -> None:
-    """Ask *rate* times a second over CONNECTIONS connections; prints the number of answers.
+    """Ask *rate* times a second over CONNECTIONS connections; prints the number of answers in *seconds*.
 
     Bare sockets and no parsing: what the processors do is to be the server's work, not this one's.
     """
     requests = itertools.cycle(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in PATHS)
-    begun = time.perf_counter()
-    due = [(begun + number / rate, number) for number in range(CONNECTIONS)]
+    begun = time.perf_counter() + BEGINNING
+    due = [(begun - BEGINNING + number / rate, number) for number in range(CONNECTIONS)]
     asked: dict[int, tuple[socket.socket, int, float]] = {}
     waiting = select.epoll()
     streams: dict[int, socket.socket] = {}
@@ -102,7 +104,7 @@ def load(port: int, rate: float, seconds: float) -> None:
             if receive(stream):
                 waiting.unregister(fd)
                 streams.pop(number).close()
-            answered += 1
+            answered += now >= begun
             heapq.heappush(due, (at + CONNECTIONS / rate, number))
     print(answered)
 
@@ -158,20 +160,20 @@ def main() -> int:
                 client = None
                 if kind != "quiet":
                     asked, pid = (port, server) if kind == "loaded" else (other, other_server)
-                    before = processor_time(pid)
                     words = ["--load", str(asked), "--rate", str(arguments.rate)]
-                    words += ["--seconds", str(arguments.seconds + 1)]
+                    words += ["--seconds", str(arguments.seconds)]
                     client = subprocess.Popen(
                         [sys.executable, "-m", "bench.http_load", *words], stdout=subprocess.PIPE, text=True,
                         cwd=SOURCE,
                     )  # fmt: skip
-                    time.sleep(1)  # until it has begun
+                    time.sleep(BEGINNING)
+                    before = processor_time(pid)
                 durations = work(place, arguments.seconds)
                 for percent, each in found[kind].items():
                     each.append(percentile(durations, percent))
                 if client is not None:
                     answers = int(client.communicate()[0])
-                    rates.append(answers / (arguments.seconds + 1))
+                    rates.append(answers / arguments.seconds)
                     costs.append((processor_time(pid) - before) / answers)
     for percent in (50, 99):
         quiet, elsewhere, loaded = (statistics.median(found[kind][percent]) for kind in KINDS)

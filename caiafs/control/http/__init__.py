@@ -9,8 +9,8 @@
     app       paths and answers       guard   who is let in       openapi   the same, described
     page      the status page: HTML that needs no script, and a script that keeps it moving
 
-The server is a process of its own. One request costs it about a millisecond of Python; a thousand a
-second would leave the daemon's event loop no time for files. So the daemon only tells its figures,
+The server is a process of its own. One request costs it most of a millisecond of Python; a thousand a
+second would leave the daemon's event loop little time for files. So the daemon only tells its figures,
 at most once in `figures.SHARE` seconds, however many ask. And what strangers send is parsed
 where the worst end costs a restart of the server, and no file.
 
