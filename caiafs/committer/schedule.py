@@ -452,7 +452,7 @@ class Committer:
         """What the worker is told before the order. Of a large batch it writes contents meanwhile."""
         if self._fs.pending > FEW:
             yield "begin", batch.position, order.volatile, order.opened
-        for part in self._fs.tree.parts(batch, LITTLE):
+        for part in self._fs.tree.parts(batch, LITTLE // 2):  # each is captured and sent in one step
             yield "directories", part
 
     async def _decide(self, batch: Batch, error: StoreError) -> None:
