@@ -83,6 +83,7 @@ class Filesystem(Attributes):
             root.mode, root.uid, root.gid = record.mode, record.uid, record.gid
             root.atime, root.mtime, root.ctime = record.atime, record.mtime, record.ctime
             root.xattrs = dict(record.xattrs) or None
+            self.tree.xattr_bytes += root.xattr_bytes
             root.side_oid, root.epoch = side.root_side, side.meta.epoch
             root.nlink = record.nlink
             said = side.meta.next_ino
@@ -244,6 +245,8 @@ class Filesystem(Attributes):
         Without *stamp* the times stay: a kernel with a write-back cache stamps files itself, when
         they are written and not when it hands the bytes over, and sends the times separately.
         """
+        if not data:
+            return 0  # write(2): no effects
         try:
             if self._is_tight(len(data)):
                 await self._room(len(data))

@@ -160,6 +160,7 @@ class Attributes(Names):
             self._set_acl(node, name, value, is_member)
         else:
             self._set_xattr(node, name, value)
+        self._account()
 
     def _set_xattr(self, node: Node, name: bytes, value: bytes | None) -> None:
         record = SetXattr(node.ino, self.now(), name, value)

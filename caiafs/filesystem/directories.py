@@ -224,13 +224,16 @@ class Directories:
 
     def _account(self) -> None:
         """Tell the memory tier what the inodes cost; unload directories that nobody uses when it is much."""
-        count = len(self.tree.nodes)
+        cost = self._cost_of_inodes()
         beside = self.journal.volatile_bytes
-        self.memory.reserve(count * NODE_COST + beside)
-        if count * NODE_COST > self.memory.limit // 2 and count > self._swept_at * 1.1:
-            self._sweep(self.memory.limit * 2 // 5 // NODE_COST)
-            self._swept_at = len(self.tree.nodes)
-            self.memory.reserve(self._swept_at * NODE_COST + beside)
+        self.memory.reserve(cost + beside)
+        if cost > self.memory.limit // 2 and cost > self._swept_at * 1.1:
+            self._sweep(self.memory.limit * 2 // 5)
+            self._swept_at = self._cost_of_inodes()
+            self.memory.reserve(self._swept_at + beside)
+
+    def _cost_of_inodes(self) -> int:
+        return len(self.tree.nodes) * NODE_COST + self.tree.xattr_bytes
 
     def _in_git(self, inos: Iterable[int]) -> None:
         """A commit holds these directories: those made here can be unloaded like those that were read."""
@@ -246,13 +249,13 @@ class Directories:
             self._account()
 
     def _sweep(self, goal: int) -> None:
-        """Unload directories, the longest loaded first, until at most *goal* inodes are left.
+        """Unload directories, the longest loaded first, until inodes take at most *goal* bytes.
 
         What only the kernel still knows it is asked to forget: `forget` sweeps again.
         """
         known: list[tuple[int, bytes]] = []
         for directory in list(self._loaded):
-            if len(self.tree.nodes) - len(known) <= goal:
+            if self._cost_of_inodes() - len(known) * NODE_COST <= goal:
                 break
             if self.tree.get(directory.ino) is not directory or directory.children is None:
                 del self._loaded[directory]

@@ -124,9 +124,12 @@ class Tree(Changes):
         made = None if before.made is None else self.nodes.get(before.made)
         if isinstance(made, Directory) and made.children:
             return False
+        for node in before.nodes:
+            if self.nodes.get(node.ino) is node:
+                self._let_go(node)
         before.put_back(self._ledger)
         for node in before.nodes:
-            self.nodes[node.ino] = node
+            self._hold(node)
             if isinstance(node, Directory):
                 if node.changed:
                     self.dirty[node] = None

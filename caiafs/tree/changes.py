@@ -66,7 +66,7 @@ class Changes(Batches):
             node.xattrs = dict(r.xattrs)
         node.anchor = node.modified = position
         self._place(parent, r.name, node)
-        self.nodes[r.ino] = node
+        self._hold(node)
         if r.ino >= self.next_ino:
             self.next_ino = r.ino + 1
 
@@ -218,6 +218,7 @@ class Changes(Batches):
     def _setxattr(self, r: records.SetXattr, position: int) -> None:
         node = self.nodes[r.ino]
         self._mark_node(node)
+        before = node.xattr_bytes
         if r.value is not None:
             if node.xattrs is None:
                 node.xattrs = {}
@@ -226,6 +227,7 @@ class Changes(Batches):
             node.xattrs.pop(r.name, None)
             if not node.xattrs:
                 node.xattrs = None
+        self.xattr_bytes += node.xattr_bytes - before
         node.ctime = r.ctime
         node.modified = position
 
@@ -277,7 +279,7 @@ class Changes(Batches):
             )  # fmt: skip
             node.anchor = node.modified = position
             self._place(parent, entry.name, node)
-            self.nodes[entry.ino] = node
+            self._hold(node)
             if isinstance(node, Directory):
                 parent.nlink += 1
             if entry.ino >= self.next_ino:

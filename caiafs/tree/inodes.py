@@ -21,6 +21,8 @@ class Inodes:
         self._ledger = ledger
         self.root = Directory(ROOT_INO, stat.S_IFDIR | 0o755, 0, 0, 0)
         self.nodes: dict[int, Node] = {ROOT_INO: self.root}
+        self.xattr_bytes = 0
+        """What the extended attributes of all inodes take."""
         self.linked: dict[int, Node] = {}
         self._orphans: dict[int, Node] = {}
         self.next_ino = ROOT_INO + 1
@@ -93,7 +95,7 @@ class Inodes:
             node = node_of(entry, ino)
             node.add_link(directory, entry.name)
             children[entry.name] = node
-            self.nodes[ino] = node
+            self._hold(node)
             below += isinstance(node, Directory)
             if node.nlink > 1 and not isinstance(node, Directory):
                 self.linked[ino] = node
@@ -133,7 +135,7 @@ class Inodes:
         """Forget the entries of *directory*; returns how many. `can_unload` was asked in the same step."""
         children = directory.children or {}
         for child in children.values():
-            del self.nodes[child.ino]
+            self._let_go(child)
         directory.children = directory.unfit = None
         return len(children)
 
@@ -147,10 +149,18 @@ class Inodes:
         if node.nlink == 0 and node.lookups <= 0 and node.opens == 0 and self.nodes.get(node.ino) is node:
             if isinstance(node, File):
                 node.content.discard(self._ledger)
-            del self.nodes[node.ino]
+            self._let_go(node)
             self._orphans.pop(node.ino, None)
             return True
         return False
+
+    def _hold(self, node: Node) -> None:
+        self.nodes[node.ino] = node
+        self.xattr_bytes += node.xattr_bytes
+
+    def _let_go(self, node: Node) -> None:
+        del self.nodes[node.ino]
+        self.xattr_bytes -= node.xattr_bytes
 
     def orphans(self) -> list[Node]:
         """Inodes without a name that somebody still holds."""

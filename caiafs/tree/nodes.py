@@ -48,6 +48,11 @@ class Node:
     def size(self) -> int:
         return 0
 
+    @property
+    def xattr_bytes(self) -> int:
+        """What its extended attributes take."""
+        return sum(map(len, self.xattrs.values())) if self.xattrs else 0
+
     def links(self) -> list[tuple[Directory, bytes]]:
         """Every (directory, name) under which the loaded tree shows this inode."""
         if self.parent is None:

@@ -292,6 +292,29 @@ def test_files_made_here_are_forgotten_once_git_has_them(tmp_path: Path) -> None
     core.close()
 
 
+def test_extended_attributes_count(tmp_path: Path) -> None:
+    """They are in memory with their inodes: a commit is due before they are much, and then they go."""
+    limit = 1 << 20
+    core = Core(tmp_path, memory=limit)
+    value = bytes(60_000)
+
+    async def write(folder: int) -> None:
+        for number in range(8):
+            node = await core.put(b"%d/f%d" % (folder, number))
+            core.fs.set_xattr(node.ino, b"user.a", value, lambda gid: True)
+
+    for folder in range(12):
+        trio.run(write, folder)
+        if core.fs.pressure.is_set():
+            core.commit()
+            assert core.tree.xattr_bytes < limit * 2 // 5
+        assert core.memory.statistics()["inode_bytes"] < limit
+    assert core.tree.xattr_bytes == sum(node.xattr_bytes for node in core.tree.nodes.values())
+    node = core.run(core.find, b"0/f0")
+    assert core.fs.get_xattr(node.ino, b"user.a") == value
+    core.close()
+
+
 def test_bytes_that_git_has_are_not_needed_in_memory(tmp_path: Path) -> None:
     """What is held counts against the budget in full, overhead included, and goes when it has to."""
     core = Core(tmp_path, memory=1 << 20)

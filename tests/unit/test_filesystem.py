@@ -890,6 +890,13 @@ def test_the_root_is_in_git_when_all_below_it_is(core: Core) -> None:
     assert asked(b"state") == b"committed"
 
 
+def test_writing_nothing_has_no_effect(core: Core) -> None:
+    node = make(core, b"file", data=b"x")
+    before = core.dump()
+    assert core.run(core.fs.write, node, 5, b"") == 0
+    assert core.dump() == before
+
+
 # ---- deep paths
 
 
