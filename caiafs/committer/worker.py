@@ -255,7 +255,10 @@ class Worker:
         store, place = self._store, self._place
         self._untouched = True
         work = self._work
-        if work is None or work.position != order.position:
+        if work is not None and work.position != order.position:
+            work.end()
+            work = None
+        if work is None:
             work = self._work = self._begin(order.position, order.volatile, order.opened)
         packer, builder = work.packer, work.builder
         try:
