@@ -58,9 +58,7 @@ class Answers(TaskGroup):
         if scope["type"] != "http" or scope["http_version"] == "2" or announces_body(scope):
             return await super().spawn_app(app, config, scope, send)
 
-        sends = [
-            send
-        ]  # taken out again: what holds `put` is what it sends to, and would be left to the collector
+        sends = [send]  # taken out again: it holds `put`, and both would be left to the collector
 
         async def put(message: ASGIReceiveEvent) -> None:
             if message["type"] == "http.request":
