@@ -278,9 +278,11 @@ def ends(process: int, state_dir: str, timeout: float) -> bool:
     False if it is still there after *timeout* seconds without a reason; MountError says one.
     """
     try:
-        if select.select([process], [], [], min(timeout, PINNED_AFTER))[0]:
+        ended = select.poll()  # select(2) takes no descriptor above 1023
+        ended.register(process, select.POLLIN)
+        if ended.poll(min(timeout, PINNED_AFTER) * 1000):
             return True
         _ask_to_leave(state_dir, timeout)
-        return bool(select.select([process], [], [], timeout)[0])
+        return bool(ended.poll(timeout * 1000))
     finally:
         os.close(process)

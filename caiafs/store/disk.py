@@ -74,6 +74,11 @@ class NewFiles:
                 os.unlink(path)
             os.close(fd)
 
+    def __del__(self) -> None:
+        """Without `close` the files stay, for whoever clears up; their locks go with their maker."""
+        for fd, _ in self._ahead:
+            os.close(fd)
+
 
 def write_all(fd: int, data: bytes | bytearray, position: int) -> None:
     """pwrite(2) until everything is written."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
 import subprocess
 from collections.abc import Sequence
 
@@ -138,6 +140,21 @@ def test_umount8_unmounts_also_when_git_takes_nothing(
     said = capsys.readouterr().err
     assert "the disk is full" in said
     assert "the next mount commits it" in said
+
+
+def test_the_end_of_a_daemon_is_seen_by_a_descriptor_of_any_number() -> None:
+    """select(2) knows 1024 of them; who starts us may have left as many open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        daemon = subprocess.Popen(["sleep", "0.1"])
+        low = os.pidfd_open(daemon.pid)
+        high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1500)
+        os.close(low)
+        assert mounting.ends(high, "/nowhere", 60)
+        assert daemon.wait() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_umount8_lazily_asks_nobody(fake: FakeMount, unmounted: list[tuple[str, bool]]) -> None:
