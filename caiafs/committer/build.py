@@ -32,6 +32,7 @@ from ..store import (
     Store,
     deflate_parts,
     find_entry,
+    glimpse_entry,
     graft_unfit,
     needs_content_check,
     parse_tree,
@@ -232,7 +233,7 @@ class Builder:
         else:
             new = patch_tree(old, changes)
         for name, placed in changes.items():
-            before = _find(old, name) if old else None
+            before = glimpse_entry(old, name) if old else None
             after = None if diverted else placed
             if name in listed:
                 after = None  # what is in it was listed one by one
@@ -366,7 +367,7 @@ class Builder:
             return entry.oid is not None and storable_content(name, self._store.blob(entry.oid))
         except (ObjectCorrupt, ObjectMissing):
             old = b"" if state.tree_oid is None else self._tree(state.tree_oid)
-            before = _find(old, name)
+            before = glimpse_entry(old, name)
             return before is not None and before[1] == entry.oid
 
 
@@ -438,21 +439,3 @@ def _buckets(state: DirectoryState, old: bytes, names: Collection[bytes]) -> tup
     entries = parse_tree(old, state.side_oid or NO_OID)
     buckets = {entry.name: entry.oid for entry in entries if entry.name.startswith(b"@")}
     return buckets, 1 if not buckets else 16 ** (len(next(iter(buckets))) - 1)
-
-
-def _find(tree: bytes, name: bytes) -> tuple[int, bytes] | None:
-    """The entry *name* in a tree's bytes, found without parsing what is before it."""
-    needle = b" " + name + b"\0"
-    at = tree.find(needle)
-    while at >= 0:
-        start = at
-        while start > 0 and at - start < 6 and tree[start - 1 : start] in b"01234567":
-            start -= 1
-        digits = tree[start:at]
-        oid = tree[at + len(needle) : at + len(needle) + 20]
-        for width in (6, 5):  # "100644", "40000"
-            mode = digits[-width:]
-            if len(mode) == width and mode[:1] in (b"1", b"4") and len(oid) == 20:
-                return int(mode, 8), oid
-        at = tree.find(needle, at + 1)
-    return None

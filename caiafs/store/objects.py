@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice, pairwise
 from operator import itemgetter
 from typing import NamedTuple, cast
 
@@ -77,7 +77,7 @@ _RAW_ENTRY = re.compile(rb"[0-7]+ [^\0]*\0.{20}", re.DOTALL)
 _ENTRY_AND_PARTS = re.compile(rb"(([0-7]+) ([^\0]*)\0.{20})", re.DOTALL)
 _NAME = re.compile(rb"[0-7]+ ([^\0]*)\0.{20}", re.DOTALL)
 _WHOLE_ENTRIES = re.compile(rb"(?:[^\0]++\0.{20})*+", re.DOTALL)  # possessive: no backtracking, no stack
-_USUAL_MODES = frozenset({b"100644", b"100755", b"120000", b"160000", b"40000"})
+_MODE = re.compile(rb"[14][0-7]{4,5}")
 _FEW = 8
 _WINDOW = 16384
 NAME_MAX = 255
@@ -304,18 +304,28 @@ class _Place(NamedTuple):
     mode: int
 
 
-def _place_of(data: bytes, name: bytes) -> _Place | None:
-    """Where entry *name* seems to be in a tree: it may be part of a name or of an object id, too."""
-    at = data.find(b" " + name + b"\0")
-    mode = next((mode for mode in (data[at - 6 : at], data[at - 5 : at]) if mode in _USUAL_MODES), b"")
-    end = at + len(name) + 22
-    return _Place(at - len(mode), end, int(mode, 8)) if at >= 0 and mode and end <= len(data) else None
+def _places(data: bytes, name: bytes) -> Iterator[_Place | None]:
+    """What looks like entry *name* in a tree, one after the other; None for what cannot be one."""
+    needle = b" " + name + b"\0"
+    at = data.find(needle)
+    while at >= 0:
+        end = at + len(needle) + 20
+        modes = (data[max(at - 6, 0) : at], data[max(at - 5, 0) : at])  # "100644", "40000"
+        mode = next(filter(_MODE.fullmatch, modes), b"") if end <= len(data) else b""
+        yield _Place(at - len(mode), end, int(mode, 8)) if mode else None
+        at = data.find(needle, at + 1)
+
+
+def glimpse_entry(data: bytes, name: bytes) -> tuple[int, Oid] | None:
+    """Mode and object of what seems to be entry *name* in a tree: for messages, since it is not made sure."""
+    place = next(filter(None, _places(data, name)), None)
+    return None if place is None else (place.mode, data[place.end - 20 : place.end])
 
 
 def find_entry(data: bytes, name: bytes) -> tuple[int, Oid] | None:
     """Mode and object of entry *name* in a tree that is not parsed for it. None does not say that there is
     none: `parse_tree` does."""
-    place = _place_of(data, name)
+    place = next(_places(data, name), None)
     if place is None:
         return None
     before = _WHOLE_ENTRIES.match(data, 0, place.start)
@@ -331,11 +341,10 @@ def _spliced(data: bytes, changes: Mapping[bytes, tuple[int, Oid] | None]) -> by
     """
     cuts: list[tuple[int, int, bytes]] = []
     for name, change in changes.items():
-        if data.find(b" " + name + b"\0") < 0:
-            if change is not None:
-                return None
+        places = list(islice(_places(data, name), 1))  # none: it is not there
+        if not places and change is None:
             continue
-        place = _place_of(data, name)
+        place = places[0] if places else None
         if place is None or (change is not None and is_directory(change[0]) != is_directory(place.mode)):
             return None
         cuts.append((place.start, place.end, _encode_entry(name, *change) if change else b""))
