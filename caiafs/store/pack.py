@@ -32,8 +32,8 @@ from isal import isal_zlib
 from caiafs.errors import StoreError
 from caiafs.store.disk import NewFiles, failed, fsync_dir, fsync_each, write_all
 from caiafs.store.objects import BLOB, KIND_NAMES, Oid
+from caiafs.store.parts import LEVEL
 
-LEVEL = 1
 TEMP_PREFIX = "caiafs-pack-"
 KEEP_PREFIX = b"caiafs "
 _IN_MEMORY = 8 * 1024 * 1024  # a pack up to this size is written in one go
