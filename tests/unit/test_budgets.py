@@ -199,24 +199,35 @@ def test_a_walk_is_forgotten_within_the_budget(tmp_path: Path) -> None:
     core.close()
 
 
-def test_what_only_the_kernel_knows_it_is_asked_to_forget(tmp_path: Path) -> None:
-    """A kernel with plenty of memory keeps every inode it has seen; the daemon does not have that much."""
-    limit = 1 << 20
-    core = Core(tmp_path)
+def with_a_large_kernel(base: Path, limit: int) -> tuple[Core, list[tuple[int, bytes]]]:
+    """60 times 40 files, *limit* bytes of memory, and the names that the kernel is asked to forget."""
+    core = Core(base)
     trio.run(put_many, core, 60, 40)
     core.commit()
     core = core.crash(memory=limit)
     asked: list[tuple[int, bytes]] = []
     core.fs.prune_in_kernel = asked.extend
+    return core, asked
+
+
+async def look_into(core: Core, folder: int) -> None:
+    """The kernel knows all files of the folder from now on."""
+    directory = await core.find(b"d%d" % folder)
+    assert isinstance(directory, Directory)
+    for child in (await core.fs.children(directory)).values():
+        child.lookups += 1
+
+
+def test_what_only_the_kernel_knows_it_is_asked_to_forget(tmp_path: Path) -> None:
+    """A kernel with plenty of memory keeps every inode it has seen; the daemon does not have that much."""
+    limit = 1 << 20
+    core, asked = with_a_large_kernel(tmp_path, limit)
     most = 0
 
     async def walk() -> None:
         nonlocal most
         for folder in range(60):
-            directory = await core.find(b"d%d" % folder)
-            assert isinstance(directory, Directory)
-            for child in (await core.fs.children(directory)).values():
-                child.lookups += 1
+            await look_into(core, folder)
             most = max(most, len(core.tree.nodes))
             while asked:
                 parent, name = asked.pop()
@@ -241,12 +252,7 @@ def test_what_the_kernel_gives_back_is_let_go_of_with_nothing_else_to_load(
     *late*: the kernel's answers come after it went through all names.
     """
     limit = 1 << 20
-    core = Core(tmp_path)
-    trio.run(put_many, core, 60, 40)
-    core.commit()
-    core = core.crash(memory=limit)
-    asked: list[tuple[int, bytes]] = []
-    core.fs.prune_in_kernel = asked.extend
+    core, asked = with_a_large_kernel(tmp_path, limit)
 
     def answer() -> None:
         names, asked[:] = list(asked), []
@@ -260,10 +266,7 @@ def test_what_the_kernel_gives_back_is_let_go_of_with_nothing_else_to_load(
 
     async def walk() -> None:
         for folder in range(60):
-            directory = await core.find(b"d%d" % folder)
-            assert isinstance(directory, Directory)
-            for child in (await core.fs.children(directory)).values():
-                child.lookups += 1
+            await look_into(core, folder)
         before = len(core.tree.nodes)
         while asked:
             answer()
