@@ -250,7 +250,10 @@ class Committer:
     def step(self) -> tuple[int, int, str]:
         """What is being done, how much of it is done, and of how much (0: nobody knows), for people."""
         if not self._busy.locked():
-            return 0, 0, "waiting to try git again" if self._pausing else "waiting for the kernel"
+            if not self._pausing:
+                return 0, 0, "waiting for the kernel"
+            why, _, _ = (self.trouble or "").partition("\n")
+            return 0, 0, f"waiting to try git again: {why}"
         return (*(self._worker.written if self._doing == _WRITING else (0, 0)), self._doing)
 
     async def reconcile(self) -> None:

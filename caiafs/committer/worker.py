@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .. import child
-from ..errors import CaiafsError, ObjectCorrupt, ObjectMissing, RefLocked, StoreError
+from ..errors import CaiafsError, ObjectCorrupt, ObjectMissing, RefLocked, RepositoryMissing, StoreError
 from ..journal import Reader, Volatile
 from ..records import BadRecord
 from ..records.side import parse_side_message, side_message, vouch
@@ -162,7 +162,13 @@ class Worker:
         self._last: tuple[bytes, bytes] | None = None
         self._values: list[Value] = []
         (self._place,) = self._receive()
-        self._store = Store.open(self._place.git_dir)
+        try:
+            self._store = Store.open(self._place.git_dir)
+        except RepositoryMissing as missing:
+            raise RepositoryMissing(
+                f"the mount's repository is gone from {self._place.git_dir}: put it back, or unmount, which "
+                f"keeps the journal where it is"
+            ) from missing
         self._store.alive = self._alive
         self._tmp = os.path.join(self._store.git_dir, "caiafs", "tmp", self._place.branch.hex()[-40:])
         self._spool = self._tmp

@@ -75,17 +75,25 @@ def call_socket(
     repeats itself does not.
     """
     request = json.dumps({"command": command, "arguments": dict(arguments or {})}) + "\n"
+    said = "it may be busy or stuck"
+
+    def note(done: int, total: int, text: str) -> None:
+        nonlocal said
+        said = f"the last it said is: {text}"
+        if on_progress is not None:
+            on_progress(done, total, text)
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(timeout)
         try:
             _connect(sock, state_dir)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(request.encode())  # who is not permitted is told so before he has spoken
-            return _read_answers(sock, command, timeout, on_progress)
+            return _read_answers(sock, command, timeout, note)
         except TimeoutError:
             raise ControlError(
-                f"the daemon did not answer {command!r} within {timeout:g} s; it may be busy or stuck: "
-                f"`caiafs status` and its log say more",
+                f"the daemon did not answer {command!r} within {timeout:g} s; {said} "
+                f"(`caiafs status` and its log tell more)",
                 errno.ETIMEDOUT,
             ) from None
         except (ConnectionResetError, BrokenPipeError):
@@ -233,7 +241,7 @@ def _owner(state_dir: str) -> str:
 
 
 def _read_answers(
-    sock: socket.socket, command: str, timeout: float | None, on_progress: Progress | None
+    sock: socket.socket, command: str, timeout: float | None, on_progress: Progress
 ) -> dict[str, Any]:
     buffer, last = b"", b""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -260,7 +268,7 @@ def _read_answers(
                 raise ControlError(
                     error.get("message", "failed"), error.get("errno", errno.EIO), error.get("exit_code", 1)
                 )
-            if on_progress is not None and "progress" in answer:
+            if "progress" in answer:
                 step = answer["progress"]
                 on_progress(step["done"], step["total"], step["text"])
 

@@ -35,7 +35,8 @@ class Caller(Protocol):
 Handler = Callable[[dict[str, Any], Caller], Awaitable[dict[str, Any]]]
 """Gets the arguments and the caller; returns the result."""
 
-MAX_REQUEST = 64 * 1024
+MAX_REQUEST = 1024 * 1024
+"""Bytes: the longest word that Linux lets a command line have (128 KiB), every character of it escaped."""
 REQUEST_TIMEOUT = 30.0
 LINGER = 10.0
 """How long a finished command waits for a client that does not read."""

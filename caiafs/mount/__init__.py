@@ -276,7 +276,7 @@ class Mount:
             self.pace,
         )
         self.probes = Probes(self.fs, self.committer)
-        self.report = Report(config, branch, state_dir, self.fs, self.committer, self.metrics)
+        self.report = Report(config, branch, self._state_dir_now, self.fs, self.committer, self.metrics)
         self._mounted = False
         self._device: str | None = None
         self._reload_trouble = ""

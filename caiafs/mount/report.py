@@ -6,6 +6,7 @@ Only puts together what the parts count themselves; see their `statistics()`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import trio
@@ -36,8 +37,8 @@ class Report:
     """Renders one mount's figures, true at the moment they are asked for."""
 
     def __init__(
-        self, config: Config, branch: bytes, state_dir: str, fs: Filesystem, committer: Committer,
-        metrics: Metrics, operations: Operations | None = None,
+        self, config: Config, branch: bytes, state_dir: Callable[[], str], fs: Filesystem,
+        committer: Committer, metrics: Metrics, operations: Operations | None = None,
     ) -> None:  # fmt: skip
         self._config = config
         self._branch = branch
@@ -158,7 +159,7 @@ class Report:
         """config.json: what is in force, and how to reach the daemon."""
         return {
             "pid": os.getpid(),
-            "state_dir": self._state_dir,
+            "state_dir": self._state_dir(),
             "branch": os.fsdecode(self._branch),
             "http": None if self.http is None else {"url": self.http.url, "token_file": self.http.token_file},
             "settings": self._config.describe(),

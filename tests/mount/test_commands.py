@@ -225,6 +225,10 @@ def test_commit_prints_the_id(mounts: Mounts) -> None:
     assert mount.git("log", "-1", "--format=%H %B").split("\n\n")[0] == f"{done.stdout.strip()} A subject"
     assert "A paragraph." in mount.git("log", "-1", "--format=%B")
     assert caiafs("commit", mount.path).stdout == done.stdout, "the commit that holds everything, new or not"
+    longest = "ü" * 65_000  # a word of a command line has at most 128 KiB
+    (mount.path / "b").write_text("two\n")
+    mount.commit("-m", longest)
+    assert mount.git("log", "-1", "--format=%s").strip() == longest
 
 
 def test_sync_and_status(mounts: Mounts) -> None:

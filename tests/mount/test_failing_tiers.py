@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -306,13 +306,15 @@ def test_a_repository_that_fails_stops_nobody_and_gets_everything_later(
 
 def test_a_daemon_whose_repository_was_moved_with_its_state_is_asked_there(mount: Mount) -> None:
     quiet(mount)
-    mount.expect_log("no git repository|moved away|No such file|cannot")
+    mount.expect_log("repository is gone|moved away|No such file|cannot")
     (mount.path / "file").write_bytes(b"data")
     moved_away(mount, mount.path)
     try:
         refused = mount.caiafs("commit", mount.path, status=1)
-        assert re.search("no git repository|is not there|No such file", refused.stderr)
+        assert "repository is gone" in refused.stderr
         wait_until(lambda: "degraded" in mount.caiafs("status", mount.path).stdout, 20, "degraded")
+        told = json.loads((mount.path / ".stats/config.json").read_text())["state_dir"]
+        assert (Path(told) / "lock").exists()
     finally:
         moved_back(mount, mount.path)
     healthy(mount)

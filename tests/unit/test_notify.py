@@ -214,7 +214,7 @@ def test_status_follows_the_changes_and_rests_with_them(manager: Manager) -> Non
 def test_a_mount_is_not_quiet_while_a_commit_is_under_way(tmp_path: Path) -> None:
     """Its changes wait no more and are not in git yet: the status line is about to change."""
     core = Core(tmp_path)
-    report = Report(core.config, b"main", core.state, core.fs, core.committer, core.metrics)
+    report = Report(core.config, b"main", lambda: core.state, core.fs, core.committer, core.metrics)
     assert report.is_quiet()
 
     async def main() -> None:

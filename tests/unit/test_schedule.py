@@ -226,7 +226,7 @@ def test_who_asks_for_a_commit_waits_where_git_refuses_for_a_moment(play: Play) 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await stage.idle()
-            assert stage.core.committer.step() == (0, 0, "waiting to try git again")
+            assert stage.core.committer.step() == (0, 0, "waiting to try git again: no room")
             for _ in range(20):
                 await stage.after(0.5)
             assert done.is_set()
