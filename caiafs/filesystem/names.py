@@ -30,6 +30,8 @@ class Caller(Protocol):
     def uid(self) -> int: ...
     @property
     def gid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
 
 
 class Names(HeldBack):
@@ -72,7 +74,10 @@ class Names(HeldBack):
     async def create(
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
     ) -> Node:
-        """A new inode of the kind that *mode* says, owned by *caller* (open, mkdir, mknod, symlink)."""
+        """A new inode of the kind that *mode* says, owned by *caller* (open, mkdir, mknod, symlink).
+
+        Of the mode the caller's umask is taken, or what the directory's default access list does not give.
+        """
         if self._is_tight(0):
             await self._room(0)
         directory = await self._place_for(parent, name)
@@ -84,8 +89,11 @@ class Names(HeldBack):
                 mode |= stat.S_ISGID
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
         default = directory.xattrs.get(acl.DEFAULT) if directory.xattrs else None
-        if default is not None and not stat.S_ISLNK(mode):
-            mode, xattrs = acl.inherited(default, mode, is_directory)
+        if not stat.S_ISLNK(mode):
+            if default is None:
+                mode &= ~caller.umask
+            else:
+                mode, xattrs = acl.inherited(default, mode, is_directory)
         ino = self.tree.next_ino
         self._record(
             Create(parent, ino, mode, caller.uid, gid, rdev, self.now(), name, target, xattrs), directory

@@ -1,4 +1,4 @@
-"""What is agreed with the kernel before the first request: libfuse's answer, and one word more.
+"""What is agreed with the kernel before the first request: libfuse's answer, and some words more.
 
 A kernel asks for `security.capability` before every write(2), a round trip each, unless the daemon
 says that it takes set-id bits away itself (FUSE_HANDLE_KILLPRIV_V2; `operations` does). With that
@@ -19,8 +19,10 @@ import struct
 
 HANDLE_KILLPRIV_V2 = 1 << 28
 CACHE_SYMLINKS = 1 << 23
-WANTED = HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS
-"""linux/fuse.h: set-id bits go with a write, by the daemon; targets of symlinks, which never change, stay."""
+DONT_MASK = 1 << 6
+WANTED = HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS | DONT_MASK
+"""linux/fuse.h: set-id bits go with a write, by the daemon; targets of symlinks, which never change, stay;
+the umask comes along with a new inode's mode, since a default access list stands in its place."""
 
 _INIT = 26
 _REQUEST = struct.Struct("<II32x8xII")  # fuse_in_header: length, opcode; fuse_init_in: …, readahead, flags

@@ -50,8 +50,6 @@ def place(request: pytest.FixtureRequest) -> Path:
 
 # What the kernel decides before a FUSE daemon is asked. tmpfs shows that the checks are right.
 KERNEL_LIMITS = {
-    r"acls\.default_acl_is_inherited.*\((022|077)\)": "the umask is applied before the daemon sees the mode",
-    r"acls\.default_acl_of_three_entries": "the umask is applied before the daemon sees the mode",
     r"modes\.writing_takes_set_id_bits_away\(.*,02722\)": "set-gid without group execution stays on FUSE",
 }
 

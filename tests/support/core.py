@@ -41,6 +41,7 @@ class Who:
     """An ordinary caller."""
 
     uid = gid = 1000
+    umask = 0o022
 
 
 WHO = Who()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from caiafs.mount.handshake import CACHE_SYMLINKS, HANDLE_KILLPRIV_V2, WANTED, Handshake
+from caiafs.mount.handshake import CACHE_SYMLINKS, DONT_MASK, HANDLE_KILLPRIV_V2, WANTED, Handshake
 
 INIT = 26
 
@@ -50,7 +50,7 @@ def shake(kernel: tuple[socket.socket, int], hello: bytes, reply: bytes) -> tupl
 def test_one_word_is_added_to_what_libfuse_says(kernel: tuple[socket.socket, int]) -> None:
     handshake, told = shake(kernel, greeting(0xFFFFFFFF), answer(0b1001))
     assert told == answer(0b1001 | WANTED)
-    assert handshake.agreed == HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS
+    assert handshake.agreed == HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS | DONT_MASK
 
 
 def test_nothing_is_agreed_that_the_kernel_did_not_offer(kernel: tuple[socket.socket, int]) -> None:

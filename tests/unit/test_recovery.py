@@ -25,6 +25,7 @@ KINDS = [stat.S_IFREG | 0o644] * 3 + [stat.S_IFDIR | 0o755] * 2 + [stat.S_IFLNK 
 
 class Who:
     uid = gid = 1000
+    umask = 0o022
 
 
 def start(base: Path) -> Filesystem:
