@@ -83,7 +83,7 @@ class Filesystem(Attributes):
             root.mode, root.uid, root.gid = record.mode, record.uid, record.gid
             root.atime, root.mtime, root.ctime = record.atime, record.mtime, record.ctime
             root.xattrs = dict(record.xattrs) or None
-            self.tree.xattr_bytes += root.xattr_bytes
+            self.tree.attached_bytes += root.attached_bytes
             root.side_oid, root.epoch = side.root_side, side.meta.epoch
             root.nlink = record.nlink
             said = side.meta.next_ino

@@ -233,7 +233,7 @@ class Directories:
             self.memory.reserve(self._swept_at + beside)
 
     def _cost_of_inodes(self) -> int:
-        return len(self.tree.nodes) * NODE_COST + self.tree.xattr_bytes
+        return len(self.tree.nodes) * NODE_COST + self.tree.attached_bytes
 
     def _in_git(self, inos: Iterable[int]) -> None:
         """A commit holds these directories: those made here can be unloaded like those that were read."""

@@ -254,14 +254,14 @@ class Names(HeldBack):
         node = self.node(ino)
         if not isinstance(node, Symlink):
             raise FSError(errno.EINVAL)
-        if node.target is None:
+        target = node.target
+        if target is None:
             if node.oid is None:
                 raise FSError(errno.EIO, f"symlink {ino} has no target")
             if not 0 <= node.length <= TARGET_MAX:
                 raise FSError(errno.EIO, f"symlink {ino} has a target of {node.length} bytes")
             target = await self.contents.blob(node.oid)
-            if node.target is None:
-                node.target = target
-        if b"\0" in node.target or len(node.target) > TARGET_MAX:
+            self.tree.keep_target(node, target)
+        if b"\0" in target or len(target) > TARGET_MAX:
             raise FSError(errno.EIO, f"symlink {ino} has a target that no link can have")
-        return node.target
+        return target

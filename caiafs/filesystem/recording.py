@@ -352,7 +352,7 @@ class Recording(Directories):
     def _account(self) -> None:
         """What changed cannot be let go of before git has it: a commit is due when that is half of memory."""
         super()._account()
-        of_changes = self.tree.changes * NODE_COST + (self.tree.xattr_bytes if self.tree.changes else 0)
+        of_changes = self.tree.changes * NODE_COST + (self.tree.attached_bytes if self.tree.changes else 0)
         if of_changes > self.memory.limit // 2:
             self.pressure.set()
 

@@ -218,7 +218,7 @@ class Changes(Batches):
     def _setxattr(self, r: records.SetXattr, position: int) -> None:
         node = self.nodes[r.ino]
         self._mark_node(node)
-        before = node.xattr_bytes
+        before = node.attached_bytes
         if r.value is not None:
             if node.xattrs is None:
                 node.xattrs = {}
@@ -227,7 +227,7 @@ class Changes(Batches):
             node.xattrs.pop(r.name, None)
             if not node.xattrs:
                 node.xattrs = None
-        self.xattr_bytes += node.xattr_bytes - before
+        self.attached_bytes += node.attached_bytes - before
         node.ctime = r.ctime
         node.modified = position
 

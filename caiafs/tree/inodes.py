@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterable
 
 from .content import Ledger
-from .nodes import UNCOUNTED, Batch, Directory, File, Loaded, Node, node_of
+from .nodes import UNCOUNTED, Batch, Directory, File, Loaded, Node, Symlink, node_of
 
 ROOT_INO = 1
 COUNTED = 1 << 60
@@ -21,8 +21,8 @@ class Inodes:
         self._ledger = ledger
         self.root = Directory(ROOT_INO, stat.S_IFDIR | 0o755, 0, 0, 0)
         self.nodes: dict[int, Node] = {ROOT_INO: self.root}
-        self.xattr_bytes = 0
-        """What the extended attributes of all inodes take."""
+        self.attached_bytes = 0
+        """What extended attributes and symlinks' targets of all inodes take."""
         self.linked: dict[int, Node] = {}
         self._orphans: dict[int, Node] = {}
         self.next_ino = ROOT_INO + 1
@@ -156,11 +156,17 @@ class Inodes:
 
     def _hold(self, node: Node) -> None:
         self.nodes[node.ino] = node
-        self.xattr_bytes += node.xattr_bytes
+        self.attached_bytes += node.attached_bytes
 
     def _let_go(self, node: Node) -> None:
         del self.nodes[node.ino]
-        self.xattr_bytes -= node.xattr_bytes
+        self.attached_bytes -= node.attached_bytes
+
+    def keep_target(self, node: Symlink, target: bytes) -> None:
+        """Remember what was read of *node*, which may be gone meanwhile."""
+        if self.nodes.get(node.ino) is node and node.target is None:
+            node.target = target
+            self.attached_bytes += len(target)
 
     def orphans(self) -> list[Node]:
         """Inodes without a name that somebody still holds."""

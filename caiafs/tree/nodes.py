@@ -49,8 +49,8 @@ class Node:
         return 0
 
     @property
-    def xattr_bytes(self) -> int:
-        """What its extended attributes take."""
+    def attached_bytes(self) -> int:
+        """What it holds beside itself: extended attributes, and a symlink its target."""
         return sum(map(len, self.xattrs.values())) if self.xattrs else 0
 
     def links(self) -> list[tuple[Directory, bytes]]:
@@ -112,6 +112,10 @@ class Symlink(Node):
     @property
     def size(self) -> int:
         return self.length
+
+    @property
+    def attached_bytes(self) -> int:
+        return super().attached_bytes + len(self.target or b"")
 
 
 class Special(Node):

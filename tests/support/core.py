@@ -197,7 +197,7 @@ class Core:
         return Core(self.base, **{**self._options, **options})
 
     def close(self) -> None:
-        assert self.tree.xattr_bytes == sum(node.xattr_bytes for node in self.tree.nodes.values())
+        assert self.tree.attached_bytes == sum(node.attached_bytes for node in self.tree.nodes.values())
         self.fs.contents.close()
         self.journal.close()
 

@@ -295,6 +295,28 @@ def test_files_made_here_are_forgotten_once_git_has_them(tmp_path: Path) -> None
     core.close()
 
 
+def test_targets_of_symlinks_count(tmp_path: Path) -> None:
+    limit = 1 << 20
+    core = Core(tmp_path, memory=limit)
+
+    async def link(folder: int) -> None:
+        parent = await core.fs.create(1, b"%d" % folder, 0o040755, WHO)
+        for number in range(60):
+            await core.fs.create(parent.ino, b"l%d" % number, 0o120777, WHO, target=b"t" * 4000)
+
+    for folder in range(10):
+        trio.run(link, folder)
+        if core.fs.pressure.is_set():
+            core.commit()
+            assert core.tree.attached_bytes < limit * 2 // 5
+        assert core.memory.statistics()["inode_bytes"] < limit
+    node = core.run(core.find, b"0/l0")
+    before = core.tree.attached_bytes
+    assert core.run(core.fs.readlink, node.ino) == b"t" * 4000
+    assert core.tree.attached_bytes == before + 4000
+    core.close()
+
+
 def test_extended_attributes_count(tmp_path: Path) -> None:
     """They are in memory with their inodes: a commit is due before they are much, and then they go."""
     limit = 1 << 20
@@ -310,9 +332,9 @@ def test_extended_attributes_count(tmp_path: Path) -> None:
         trio.run(write, folder)
         if core.fs.pressure.is_set():
             core.commit()
-            assert core.tree.xattr_bytes < limit * 2 // 5
+            assert core.tree.attached_bytes < limit * 2 // 5
         assert core.memory.statistics()["inode_bytes"] < limit
-    assert core.tree.xattr_bytes == sum(node.xattr_bytes for node in core.tree.nodes.values())
+    assert core.tree.attached_bytes == sum(node.attached_bytes for node in core.tree.nodes.values())
     node = core.run(core.find, b"0/f0")
     assert core.fs.get_xattr(node.ino, b"user.a") == value
     core.close()
