@@ -50,6 +50,7 @@ IDENTITY = b"A Person <person@example.org>"
 class Caller(NamedTuple):
     uid: int = 0
     gid: int = 0
+    umask: int = 0
 
 
 class Session:
