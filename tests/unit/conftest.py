@@ -1,4 +1,4 @@
-"""Fixtures of the tests that call the command line without a mount."""
+"""Fixtures that several modules use: a directory that passes for a mount, and a repository to damage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.fakemount import FakeMount
+from support.lab import Lab
 
 from caiafs import control
 from caiafs.cli import asking, helpers, mounting
@@ -47,3 +48,10 @@ def unmounted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     monkeypatch.setattr(mounting, "unmount", unmount)
     monkeypatch.setattr(helpers, "unmount", unmount)
     return calls
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    made = Lab(tmp_path)
+    yield made
+    made.end()
