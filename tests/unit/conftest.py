@@ -1,4 +1,4 @@
-"""Fixtures that several modules use: a directory that passes for a mount, and a repository to damage."""
+"""Fixtures that several modules use: a core, a repository to damage, a directory that passes for a mount."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.core import Core
 from support.fakemount import FakeMount
 from support.lab import Lab
 
@@ -48,6 +49,13 @@ def unmounted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     monkeypatch.setattr(mounting, "unmount", unmount)
     monkeypatch.setattr(helpers, "unmount", unmount)
     return calls
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[Core]:
+    made = Core(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture

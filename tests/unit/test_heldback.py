@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,6 @@ from caiafs.filesystem import heldback
 from caiafs.tree import File
 
 BIG = 3 << 20
-
-
-@pytest.fixture
-def core(tmp_path: Path) -> Iterator[Core]:
-    made = Core(tmp_path)
-    yield made
-    made.close()
 
 
 def put(core: Core, path: bytes, data: bytes) -> File:
