@@ -362,7 +362,7 @@ def sides(scratch: Path) -> Iterator[Sides]:
 def test_random_operations_agree_with_a_plain_directory(sides: Sides) -> None:
     global SIDES
     SIDES = sides
-    examples = int(os.environ.get("CAIAFS_MODEL_EXAMPLES", "10"))
+    examples = int(os.environ.get("CAIAFS_MODEL_EXAMPLES", "8"))
     run_state_machine_as_test(
         Machine,
         settings=settings(

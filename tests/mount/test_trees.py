@@ -20,7 +20,8 @@ from support.mounts import Mount, Mounts, need_fuse, run
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
-# Fixed versions, so that every run sees the same trees. The first holds more than 6,000 files.
+# Fixed versions, so that every run sees the same trees. The first holds more than 4,000 files beside translations,
+# which are left out: 2,700 of much the same kind.
 SDISTS = ("Django==5.1.4", "requests==2.32.3", "setuptools==75.6.0")
 
 
@@ -68,9 +69,9 @@ def trees(scratch: Path) -> Iterator[Trees]:
     unpacked.inside.mkdir()
     for archive in archives:
         for place in (disk, unpacked.inside):
-            run("tar", "-C", place, "-xpzf", archive)
+            run("tar", "-C", place, "--exclude=locale", "-xpzf", archive)
         with tarfile.open(archive) as tar:
-            unpacked.files += sum(member.isfile() for member in tar)
+            unpacked.files += sum(member.isfile() and "/locale/" not in member.name for member in tar)
     os.utime(unpacked.inside, ns=(1, 1))
     os.utime(disk, ns=(1, 1))
     yield unpacked
@@ -101,7 +102,7 @@ def links_of_directories(place: Path) -> int:
 
 
 def test_trees_are_real(trees: Trees) -> None:
-    assert trees.files >= 5000
+    assert trees.files >= 4000
 
 
 def test_live(trees: Trees) -> None:
