@@ -20,8 +20,8 @@ from support.mounts import Mount, Mounts, need_fuse, run
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
-# Fixed versions, so that every run sees the same trees. The first holds more than 4,000 files beside translations,
-# which are left out: 2,700 of much the same kind.
+# Fixed versions, so that every run sees the same trees. The first holds more than 4,000 files beside 2,700 of
+# translations, which are left out.
 SDISTS = ("Django==5.1.4", "requests==2.32.3", "setuptools==75.6.0")
 
 
