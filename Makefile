@@ -37,7 +37,7 @@ monitoring-test: setup
 
 # Every fault of a repository and of a journal's disk under a real mount, as root; two minutes.
 failover: setup
-	.venv/bin/python -m pytest tests/unit/test_failover.py tests/mount/test_failing_tiers.py -m "slow or not slow"
+	.venv/bin/python -m pytest tests/unit/test_failover_*.py tests/mount/test_failing_tiers.py -m "slow or not slow"
 
 format: setup
 	.venv/bin/ruff format caiafs tests bench .ci/shipping

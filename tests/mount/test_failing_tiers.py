@@ -1,6 +1,6 @@
 """Tiers that fail under a real mount: a journal's disk that is full, and a repository that takes nothing.
 
-What every call does when a tier fails is tests/unit/test_failover.py; here is the kernel's share, the
+What every call does when a tier fails is tests/unit/test_failover_matrix.py; here is the kernel's share, the
 worker process, and real disks. `make failover` runs all of it, the slow ones too.
 """
 

@@ -1,4 +1,4 @@
-"""Fixtures that several modules use: a core, a repository to damage, a directory that passes for a mount."""
+"""Fixtures that several modules use: a core, a stage, a repository to damage, what passes for a mount."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from support.core import Core
 from support.fakemount import FakeMount
 from support.lab import Lab
+from support.stage import Stage
 
 from caiafs import control
 from caiafs.cli import asking, helpers, mounting
@@ -56,6 +59,24 @@ def core(tmp_path: Path) -> Iterator[Core]:
     made = Core(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.core.close()
+
+
+@pytest.fixture
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the core does in threads is done at once: a clock that jumps would not wait for them."""
+
+    async def at_once(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", at_once)
 
 
 @pytest.fixture
