@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_store_support import new_store, tmp_of
+from test_store_support import MIB, new_store, tmp_of
 
 from caiafs.errors import ObjectCorrupt
 from caiafs.store import Store
 from caiafs.store.pack import index_v2
-
-MIB = 1 << 20
 
 
 @contextmanager

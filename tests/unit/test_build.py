@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from isal import isal_zlib
 from support.core import BRANCH, SIDE, WHO, Core, differences
-from test_store_support import fsck
+from test_store_support import MIB, fsck
 from test_store_support import git as run_git
 
 from caiafs.aio import Syncer
@@ -25,8 +25,6 @@ from caiafs.journal import Reader
 from caiafs.records.side import bucket_name
 from caiafs.store import TreeEntry, encode_tree
 from caiafs.tree import DirectoryState, File
-
-MIB = 1 << 20
 
 
 @pytest.fixture

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_store_support import commit_files, fsck, git, new_store, tmp_of, write
+from test_store_support import MIB, commit_files, fsck, git, new_store, tmp_of, write
 
 from caiafs.aio import Syncer
 from caiafs.errors import ObjectMissing, StoreError
 from caiafs.store import BLOB, REGULAR, TREE, Store, TreeEntry, encode_tree
 from caiafs.store.pack import index_v2
 from caiafs.store.packindex import PackIndex
-
-MIB = 1 << 20
 
 
 def packs(store: Store, suffix: str = ".pack") -> list[str]:

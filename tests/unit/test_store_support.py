@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from caiafs.store import BLOB, COMMIT, REGULAR, TREE, Oid, Store, TreeEntry, encode_commit, encode_tree
 
+MIB = 1 << 20
 WHO = b"Ann Tester <ann@example.org>"
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
@@ -98,3 +100,39 @@ def commit_files(
 
 def oid_of(where: str | Path, name: str) -> Oid:
     return bytes.fromhex(git(where, "rev-parse", name).decode().strip())
+
+
+def lines(count: int, seed: int = 0) -> bytes:
+    rng = random.Random(seed)
+    return b"".join(b"line %d %d\n" % (n, rng.getrandbits(40)) for n in range(count))
+
+
+def versions(store: Store, count: int = 12, size: int = 3000) -> dict[Oid, bytes]:
+    """Blobs that git stores as deltas of each other once it repacks; referenced by main."""
+    contents: dict[Oid, bytes] = {}
+    text = lines(size)
+    tip = store.read_ref(b"refs/heads/main")
+    for n in range(count):
+        at = n * len(text) // count
+        text = text[:at] + b"<change %d>" % n + lines(5, n) + text[at + 37 :]
+        files = {b"big.txt": text, b"small": b"%d" % n, b"empty": b""}
+        tip = commit_files(store, files, (tip,) if tip else (), b"Version %d" % n)
+        contents |= {e.oid: files[e.name] for e in store.tree(store.commit(tip).tree)}
+    return contents
+
+
+def to_loose(store: Store) -> None:
+    """Every pack as loose objects."""
+    folder = Path(store.git_dir, "objects/pack")
+    found = [path.read_bytes() for path in folder.glob("*.pack")]
+    for path in folder.iterdir():
+        path.unlink()
+    for data in found:
+        git(store.git_dir, "unpack-objects", "-q", stdin=data)
+
+
+def put_loose(store: Store, oid: Oid, raw: bytes) -> None:
+    """*raw* as the loose object *oid*, whatever it is."""
+    path = Path(store.git_dir, "objects", oid.hex()[:2], oid.hex()[2:])
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(raw)
