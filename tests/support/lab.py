@@ -30,6 +30,7 @@ from caiafs.records import NO_OID, Committed, Write, decode
 from caiafs.records.side import side_ref
 from caiafs.store import Store, storable_entry
 from caiafs.tree import Directory, File, Node, Settled, Tree
+from support.journals import segments
 
 AS_SOMEBODY = ("-c", "user.name=x", "-c", "user.email=x@example.org")
 IDENTITY = b"A Person <person@example.org>"
@@ -230,7 +231,7 @@ class Lab:
     # ---- damaging
 
     def segments(self) -> list[Path]:
-        return sorted(Path(self.state).glob("*.seg"))
+        return segments(Path(self.state))
 
     def records(self, segment: Path) -> list[tuple[Any, int, int]]:
         data = memoryview(segment.read_bytes())

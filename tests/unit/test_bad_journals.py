@@ -12,6 +12,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.journals import contents, plain, segments
 
 from caiafs.errors import JournalDamaged, JournalError
 from caiafs.journal import HEADER_SIZE, Journal, RealDisk
@@ -39,21 +40,9 @@ def filled(directory: Path, count: int = 12, segment_size: int = 300, sync_at: i
 def replayed(directory: Path, read_only: bool = False) -> Replayed:
     journal = Journal(str(directory), segment_size=300, read_only=read_only)
     try:
-        return [(_plain(record), at) for record, at in journal.replay(0)]
+        return [(plain(record), at) for record, at in journal.replay(0)]
     finally:
         journal.close()
-
-
-def _plain(record: Record) -> Record:
-    return record._replace(data=bytes(record.data)) if isinstance(record, Write) else record
-
-
-def segments(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.seg"))
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -72,10 +61,10 @@ def test_what_is_no_segment_is_refused_by_name(state: Path, tmp_path: Path, what
         path.mkdir()
     else:
         os.mkfifo(path)
-    before = snapshot(state)
+    before = contents(state)
     with pytest.raises(JournalDamaged, match=f"{path}: {what} stands where a segment should"):
         replayed(state)
-    assert snapshot(state) == before
+    assert contents(state) == before
 
 
 def test_a_symlink_to_a_good_segment_is_not_followed(state: Path, tmp_path: Path) -> None:
@@ -121,10 +110,10 @@ def test_a_segment_of_another_journal_is_refused_by_name(state: Path, tmp_path: 
     header = decode_header(data)
     assert header is not None
     path.write_bytes(encode_header(header._replace(start=1 << 20)) + data[HEADER_SIZE:])
-    before = snapshot(state)
+    before = contents(state)
     with pytest.raises(JournalDamaged, match=f"{path}: belongs to another journal"):
         replayed(state)
-    assert snapshot(state) == before
+    assert contents(state) == before
 
 
 @pytest.mark.parametrize("version", b"2379")
@@ -171,11 +160,11 @@ def test_a_missing_segment_ends_the_journal_or_is_refused(state: Path, gone: int
     path = segments(state)[gone]
     start = int(path.name[:16], 16)
     path.unlink()
-    before = snapshot(state)
+    before = contents(state)
     if sync_at >= 0:
         with pytest.raises(JournalDamaged, match="bytes that were on disk are affected"):
             replayed(state)
-        assert snapshot(state) == before
+        assert contents(state) == before
     elif gone == 0:
         journal = Journal(str(state), segment_size=300)
         assert journal.begin > start  # what is before it is the caller's to know
@@ -231,15 +220,15 @@ def test_whatever_happens_to_segments_a_replay_gives_a_beginning(
     wanted = filled(state, count=random.randrange(1, 25), sync_at=random.randrange(-1, 20))
     for _ in range(random.randrange(1, 4)):
         mutate(random, state)
-    before = snapshot(state)
+    before = contents(state)
     try:
         found = replayed(state, read_only)
     except (JournalDamaged, JournalError):
-        assert snapshot(state) == before
+        assert contents(state) == before
         return
     finally:
         if read_only:
-            assert snapshot(state) == before
+            assert contents(state) == before
     if found and found[0] == wanted[0]:
         assert found == wanted[: len(found)]
     else:  # the first segment is gone: that is for the side ref to know
