@@ -11,6 +11,7 @@ from pathlib import Path
 from caiafs.store import BLOB, COMMIT, REGULAR, TREE, Oid, Store, TreeEntry, encode_commit, encode_tree
 
 MIB = 1 << 20
+MAIN = b"refs/heads/main"
 WHO = b"Ann Tester <ann@example.org>"
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
@@ -63,6 +64,15 @@ def new_store(base: Path, name: str = "repo.git") -> Store:
     return store
 
 
+def ordinary(base: Path, name: str = "work") -> Path:
+    """A repository with a work tree and one commit, made by git."""
+    git(base, "init", "-q", "-b", "main", name)
+    (base / name / "a.txt").write_text("a\n")
+    git(base / name, "add", ".")
+    git(base / name, "commit", "-q", "-m", "First")
+    return base / name
+
+
 def tmp_of(store: Store) -> str:
     return os.path.join(store.git_dir, "caiafs")
 
@@ -82,7 +92,7 @@ def commit_files(
     files: dict[bytes, bytes],
     parents: tuple[Oid, ...] = (),
     message: bytes = b"A commit",
-    ref: bytes | None = b"refs/heads/main",
+    ref: bytes | None = MAIN,
     time: int = 1700000000,
 ) -> Oid:
     """A flat commit with *files* in one pack; moves *ref* there."""
@@ -111,7 +121,7 @@ def versions(store: Store, count: int = 12, size: int = 3000) -> dict[Oid, bytes
     """Blobs that git stores as deltas of each other once it repacks; referenced by main."""
     contents: dict[Oid, bytes] = {}
     text = lines(size)
-    tip = store.read_ref(b"refs/heads/main")
+    tip = store.read_ref(MAIN)
     for n in range(count):
         at = n * len(text) // count
         text = text[:at] + b"<change %d>" % n + lines(5, n) + text[at + 37 :]
