@@ -58,10 +58,6 @@ class Inode:
         self.sure_entries: dict[str, int] = {}
         self.past: dict[str, list[int | None]] = {}  # states of a name since the last sync
 
-    @property
-    def is_clean(self) -> bool:
-        return not self.calls and not self.past
-
 
 class Platter:
     """Inodes by number; 0 is the directory that was recorded."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
-AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 UTIME_NOW = (1 << 30) - 1

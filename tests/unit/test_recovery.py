@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from support.core import WHO
 
 from caiafs.config import Config
 from caiafs.errors import FSError
@@ -21,11 +22,6 @@ from caiafs.store import Store, storable_entry
 from caiafs.tree import Directory, File, Symlink, Tree
 
 KINDS = [stat.S_IFREG | 0o644] * 3 + [stat.S_IFDIR | 0o755] * 2 + [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o600]
-
-
-class Who:
-    uid = gid = 1000
-    umask = 0o022
 
 
 def start(base: Path) -> Filesystem:
@@ -67,7 +63,7 @@ async def change(fs: Filesystem, rng: random.Random, index: int) -> None:
     target = rng.choice([fresh, *(other.children or ())])
     kind = rng.randrange(10)
     if kind < 3:
-        await fs.create(parent.ino, fresh, rng.choice(KINDS), Who, target=b"goal" * (index % 3))
+        await fs.create(parent.ino, fresh, rng.choice(KINDS), WHO, target=b"goal" * (index % 3))
     elif kind == 3:
         await rng.choice([fs.unlink, fs.rmdir])(parent.ino, name)
     elif kind == 4:
