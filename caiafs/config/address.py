@@ -18,7 +18,11 @@ class HttpAddress(NamedTuple):
     @property
     def is_local(self) -> bool:
         """True if no other machine can reach it."""
-        return bool(self.path) or ipaddress.ip_address(self.host).is_loopback
+        if self.path:
+            return True
+        address = ipaddress.ip_address(self.host)
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return (mapped or address).is_loopback  # of a mapped one, Python before 3.13 says no
 
     def __str__(self) -> str:
         if self.path:

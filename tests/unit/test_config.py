@@ -181,14 +181,15 @@ def test_bad_options_name_the_way_out(option: str, message: str) -> None:
         ("0.0.0.0:8080", "0.0.0.0:8080", False),
         ("[::]:8080", "[::]:8080", False),
         ("192.0.2.7:8080", "192.0.2.7:8080", False),
-        ("[::ffff:127.0.0.1]:8080", "[::ffff:127.0.0.1]:8080", False),
+        ("[::ffff:127.0.0.1]:8080", "[::ffff:127.0.0.1]:8080", True),
+        ("[::ffff:192.0.2.7]:8080", "[::ffff:192.0.2.7]:8080", False),
         ("unix:/run/caiafs/http", "unix:/run/caiafs/http", True),
     ],
 )
 def test_http_addresses(given: str, kept: str, local: bool) -> None:
     address = load(f"http={given}").http
     assert address is not None
-    assert address.lower() in (kept, "[::ffff:7f00:1]:8080")
+    assert address.lower() in (kept, str(parse_http(kept)))  # how Python writes a mapped one changed
     assert parse_http(address).is_local is local
 
 
