@@ -314,6 +314,7 @@ class Operations(pyfuse3.Operations):
             mtime=attr.st_mtime_ns if fields.update_mtime else None,
             ctime=attr.st_ctime_ns if fields.update_ctime else None,
             may_keep_set_id=ctx.uid == 0,
+            may_change_mode=ctx.uid in (0, self._fs.node(inode).uid),
         )
         if self._fs.newest is not before:
             await self._fs.kept()

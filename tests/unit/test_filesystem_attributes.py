@@ -40,6 +40,17 @@ def test_set_id_bits_go_with_an_owner_and_with_a_size(
     assert file.mode & 0o7777 == left
 
 
+def test_a_chown_of_nobody_takes_no_set_id_bits_for_who_may_not_change_the_mode(core: Core) -> None:
+    file = make(core, b"file", data=b"data")
+    core.fs.set_attributes(file.ino, mode=0o4755)
+    refuses(errno.EPERM, core.fs.set_attributes, file.ino, ctime=7, may_change_mode=False)
+    assert file.mode & 0o7777 == 0o4755
+    core.fs.set_attributes(file.ino, may_change_mode=False)  # the kernel's, before a write
+    assert file.mode & 0o7777 == 0o755
+    core.fs.set_attributes(file.ino, ctime=7, may_change_mode=False)  # there is nothing to take
+    assert file.ctime == 7
+
+
 def test_set_id_bits_go_with_a_write_but_group_ones_that_mean_locking(core: Core) -> None:
     file = make(core, b"file", data=b"data")
     for mode, left in ((0o4777, 0o777), (0o2777, 0o777), (0o2767, 0o2767), (0o1777, 0o1777)):
@@ -203,6 +214,10 @@ def test_an_access_list_and_the_mode_keep_in_step(core: Core) -> None:
     set_xattr(core, file.ino, acl.ACCESS, minimal)
     assert file.mode == 0o100750
     refuses(errno.ENODATA, fs.get_xattr, file.ino, acl.ACCESS)
+    before = core.journal.appended
+    core.fs.remove_xattr(file.ino, acl.ACCESS)  # one that is not there is not missed
+    core.fs.remove_xattr(file.ino, acl.DEFAULT)
+    assert core.journal.appended == before
     refuses(errno.EINVAL, set_xattr, core, file.ino, acl.ACCESS, b"nonsense")
     refuses(errno.EACCES, set_xattr, core, file.ino, acl.DEFAULT, LIST)
     link = make(core, b"link", LINK)

@@ -36,6 +36,14 @@ def check_plain_mode_is_a_small_acl(d: Path, kind: str) -> None:
 
 
 @check(kind=(REGULAR, DIRECTORY))
+def check_an_acl_that_is_not_there_can_be_removed(d: Path, kind: str) -> None:
+    make(d / "x", kind, 0o640)
+    for name in ("system.posix_acl_access", "system.posix_acl_default"):
+        os.removexattr(d / "x", name)
+    assert mode_of(d / "x") == 0o640
+
+
+@check(kind=(REGULAR, DIRECTORY))
 def check_named_entries_come_back(d: Path, kind: str) -> None:
     make(d / "x", kind, 0o640)
     with times_of(d / "x", "c"):

@@ -280,6 +280,20 @@ def check_chown_takes_set_id_bits_away(d: Path, kind: str, mode: int) -> None:
     assert mode_of(d / "owner") == cleared
 
 
+@check(mode=(0o4755, 0o2755), root=True)
+def check_chown_of_nobody_by_a_stranger_takes_nothing(d: Path, mode: int) -> None:
+    """chown(2) with -1 for both is allowed to everybody, unless set-id bits would go."""
+    d.chmod(0o755)
+    make(d / "x", REGULAR)
+    os.chmod(d / "x", mode)
+    with acting_as(ALICE):
+        refused(errno.EPERM, os.chown, d / "x", -1, -1)
+    assert mode_of(d / "x") == mode
+    os.chmod(d / "x", 0o755)
+    with acting_as(ALICE):
+        os.chown(d / "x", -1, -1)
+
+
 @check(root=True)
 def check_set_gid_without_group_execution_stays_for_a_member(d: Path) -> None:
     """Mandatory locking's old mark: 02644 is no program."""
