@@ -41,7 +41,6 @@ SYNCING = (*_on(("caiafs", "plain", "bindfs", "gocryptfs"), ("disk",)), "caiafs/
 PROGRAMS = (
     *_on(("caiafs", "plain", "bindfs")), "mergerfs/disk", "gocryptfs/disk", "memfs/tmpfs", "plain+git/disk",
 )  # fmt: skip
-PROGRAMS_ALONE = tuple(key for key in PROGRAMS if key != "plain+git/disk")
 
 QUICK_PEERS = frozenset(
     ("caiafs/disk", "caiafs/tmpfs", "plain/disk", "plain/tmpfs", "bindfs/disk", "bindfs/tmpfs",
@@ -72,10 +71,6 @@ class Case:
     """The peers of the quick form."""
     rows: dict[str, str] = field(default_factory=dict)
     """Metrics beside `metric` that tables show, and what they are."""
-
-    @property
-    def more_is_better(self) -> bool:
-        return self.metric in ("mibs", "files_per_s")
 
     def arguments(self, quick: bool) -> dict[str, Any] | None:
         chosen = self.quick if quick else self.full

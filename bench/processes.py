@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def children(pid: int) -> list[int]:
@@ -66,17 +65,6 @@ def wakeups(pids: Iterable[int]) -> int:
         for pid in pids
         for path in Path(f"/proc/{pid}/task").glob("*/status")
     )
-
-
-def rss(pids: Iterable[int]) -> int:
-    """Resident bytes, pages that several share counted for each."""
-    total = 0
-    for pid in pids:
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-        except OSError:
-            continue
-    return total
 
 
 def pss(pids: Iterable[int]) -> int:

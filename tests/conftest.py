@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support.mounts import Mount, Mounts, need_fuse
-from support.processes import GUARD
+
+pytest.register_assert_rewrite("support")  # before anything of it is imported
+
+from support.mounts import Mount, Mounts, need_fuse  # noqa: E402
+from support.processes import GUARD  # noqa: E402
 
 settings.register_profile("caiafs", deadline=None)  # a busy machine is no failure
 settings.load_profile("caiafs")
