@@ -23,7 +23,7 @@ from ..records.side import (
     quote_name,
     unquote_name,
 )
-from ..store import DIRECTORY, GITLINK, NAME_MAX, Store, TreeEntry, show
+from ..store import DIRECTORY, GITLINK, NAME_MAX, Store, TreeEntry, blob_oid, show
 from ..tree import ROOT_INO
 from .report import Findings, Progress, Where, several, silent
 
@@ -298,6 +298,8 @@ class Walk:
                 parts = _above(at)
                 self.mends += [Mend(parts, b"~" + quote_name(record.name)), Mend(parts, name=record.name)]
                 return
+        elif entry is None and stat.S_ISLNK(record.mode):
+            content = blob_oid(record.target)  # another of its names may be in git's tree
         size = self._sizes.get(content, record.size) if content is not None else record.size
         if stat.S_ISREG(record.mode) and size != record.size and record.size != UNKNOWN_SIZE:
             what = f"{at}: recorded as {record.size} bytes long, but its content has {size}"

@@ -379,6 +379,13 @@ def _header(count: int) -> bytes:
     return struct.pack(">4sII", b"PACK", 2, count)
 
 
+def blob_oid(data: bytes) -> Oid:
+    """What git calls a blob of *data*."""
+    digest = _digest(BLOB, len(data)).copy()
+    digest.update(data)
+    return digest.digest()
+
+
 @lru_cache(1024)
 def _digest(kind: int, size: int) -> hashlib._Hash:
     """What names an object, before its bytes; to be copied."""

@@ -280,6 +280,32 @@ def test_table_of_hard_links(lab: Lab) -> None:
     assert session.node("d/a.txt") is session.node("d/below/hard")
 
 
+@pytest.mark.parametrize(
+    ("mode", "target"),
+    [(0o100644, b""), (0o120777, b"d/a.txt"), (0o010600, b"")],
+    ids=["file", "link", "fifo"],
+)
+def test_hard_links_of_what_is_in_the_tree_and_beside_it(lab: Lab, mode: int, target: bytes) -> None:
+    session = filled(lab)
+    node = session.make("one", mode, target)
+    session.run(session.fs.link, node.ino, session.node("nested/.git").ino, b"two")
+    session.commit()
+    lab.end()
+    result = lab.check()
+    assert result.code == 0, result.text
+
+
+def test_hard_links_of_a_symlink_with_two_targets(lab: Lab) -> None:
+    session = filled(lab)
+    node = session.make("one", 0o120777, b"d/a.txt")
+    session.run(session.fs.link, node.ino, session.node("nested/.git").ino, b"two")
+    session.commit()
+    lab.end()
+    rewritten(lab, edited(b"two", target=b"d/b.txt"), b"root", b"=nested", b"=.git", b"@")
+    assert "their records differ" in lab.check().text
+    assert lab.check(repair=True).code == 0
+
+
 @pytest.mark.parametrize("path", [(b"meta",), (b"root", b"@")])
 def test_newer_metadata_is_left_alone(lab: Lab, path: tuple[bytes, ...]) -> None:
     filled(lab)
