@@ -514,5 +514,15 @@ class Operations(pyfuse3.Operations):
 
 
 def _is_member(ctx: RequestContext, gid: int) -> bool:
-    """True if the caller is in the group *gid*, or may do what its members may."""
-    return ctx.uid == 0 or ctx.gid == gid or gid in pyfuse3.get_sup_groups(ctx.pid)
+    """True if the caller is in the group *gid*, or may do what its members may.
+
+    Of a caller that /proc does not show, from outside of the daemon's PID namespace or with hidepid, only
+    its own group is known.
+    """
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        groups = pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:
+        return False
+    return gid in groups

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import pyfuse3
 import pytest
 import trio
 from support.calls import FOLDER, LINK, make, refuses, same, set_xattr, write
@@ -13,7 +16,9 @@ from support.core import Core
 from support.disks import FailingDisk
 
 from caiafs.filesystem import XATTR_SIZE_MAX, acl
+from caiafs.operations import Operations
 from caiafs.tree import ROOT_INO, File
+from caiafs.virtual import Virtual
 
 # ---- modes, owners and times
 
@@ -222,6 +227,17 @@ def test_an_access_list_and_the_mode_keep_in_step(core: Core) -> None:
     refuses(errno.EACCES, set_xattr, core, file.ino, acl.DEFAULT, LIST)
     link = make(core, b"link", LINK)
     refuses(errno.EOPNOTSUPP, set_xattr, core, link.ino, acl.ACCESS, LIST)
+
+
+@pytest.mark.parametrize(("gid", "left"), [(2000, 0o2770), (1000, 0o770)])
+def test_a_caller_that_proc_does_not_show_is_in_its_own_group_alone(core: Core, gid: int, left: int) -> None:
+    file = make(core, b"file")
+    core.fs.set_attributes(file.ino, gid=2000)
+    core.fs.set_attributes(file.ino, mode=0o2750)
+    caller = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1000, gid=gid, pid=0))
+    requests = Operations(core.fs, Virtual({}), core.metrics, lambda: None, "/", lambda: "/")
+    core.run(requests.setxattr, file.ino, acl.ACCESS, LIST, caller)
+    assert file.mode & 0o7777 == left
 
 
 def test_a_default_list_is_passed_on(core: Core) -> None:
