@@ -13,6 +13,7 @@ import stat
 from typing import NamedTuple, Protocol
 
 from ..records import NO_OID, Adopt, AdoptEntry
+from ..store import blob_oid
 from ..tree import GITLINK, Directory, File, Node, Symlink
 from . import Filesystem
 from .loader import Entry
@@ -216,7 +217,9 @@ def _same(node: Node | None, entry: Entry | None) -> bool:
         executable = bool(node.mode & 0o100) == bool(entry.mode & 0o100)
         return stat.S_ISREG(entry.mode) and executable and node.content.oid == entry.oid
     if isinstance(node, Symlink):
-        return entry.mode == 0o120000 and node.oid == entry.oid
+        # One that was read by a name beside git's tree has its target, and no object.
+        oid = blob_oid(node.target) if node.oid is None and node.target is not None else node.oid
+        return entry.mode == 0o120000 and oid == entry.oid
     if isinstance(node, Directory):
         if entry.mode == GITLINK:
             return node.gitlink == entry.oid

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from support.core import BRANCH, Core, differences
+from support.core import BRANCH, WHO, Core, differences
 from test_store_support import fsck
 from test_store_support import git as run_git
 
@@ -28,9 +28,8 @@ def git(core: Core, *words: str, stdin: bytes = b"") -> str:
 class Outside(Core):
     """A core whose branch others move, too."""
 
-    def push(self, files: Files, *, executable: bool = False, onto: str = "refs/heads/main^0") -> str:
+    def push(self, files: Files, *, mode: str = "100644", onto: str = "refs/heads/main^0") -> str:
         """A commit by somebody else on top of the branch; returns its id."""
-        mode = "100755" if executable else "100644"
         lines = [
             b"commit refs/heads/theirs\ncommitter Eve <eve@example.org> 1700000000 +0000\ndata 4\nEve\n\n"
         ]
@@ -177,6 +176,25 @@ def test_the_same_change_on_both_sides_is_no_conflict(core: Outside) -> None:
     }
 
 
+def test_a_symlink_that_was_read_by_a_name_beside_the_tree_is_not_changed_here(tmp_path: Path) -> None:
+    core = Outside(tmp_path)
+    core.write(".git/file", b"")
+    core.write("folder/file", b"")
+    folder = core.run(core.find, b"folder")
+    link = core.run(core.fs.create, folder.ino, b"link", 0o120777, WHO, 0, b"a")
+    core.run(core.fs.link, link.ino, core.run(core.find, b".git").ino, b"link")
+    core.commit()
+    core.close()
+    core = Outside(tmp_path)
+    core.run(core.find, b".git/link")
+    core.push({"folder/link": b"b"}, mode="120000")
+    core.commit()
+    names = core.run(core.fs.children, core.run(core.find, b"folder"))
+    assert set(names) == {b"file", b"link"}
+    assert core.run(core.fs.readlink, core.run(core.find, b"folder/link").ino) == b"b"
+    core.close()
+
+
 def test_a_directory_removed_outside_keeps_what_is_ours_in_it(core: Outside) -> None:
     core.push({"d": None})
     core.write("d/mine", b"ours\n")
@@ -234,7 +252,7 @@ def test_a_directory_that_becomes_a_file_outside_with_ours_in_it(core: Outside) 
 
 def test_a_file_of_which_only_the_mode_changed_stays_the_same_inode(core: Outside) -> None:
     before = core.run(core.find, b"a").ino
-    core.push({"a": b"a as it was\n"}, executable=True)
+    core.push({"a": b"a as it was\n"}, mode="100755")
     core.commit()
     node = core.run(core.find, b"a")
     assert (node.ino, node.mode & 0o111) == (before, 0o111)
