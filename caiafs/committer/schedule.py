@@ -568,6 +568,10 @@ class Committer:
         """Bring in what the branch got from elsewhere, until it and the tree agree."""
         if self._in_doubt:
             await self._resolve()
+        if self._fs.taking is not None:
+            if self._in_flight is not None:
+                await self._commit(None)
+            await self._take_in_rest(self._fs.taking)
         while self.moved_outside:
             tip = self.tip
             assert tip is not None
@@ -580,6 +584,21 @@ class Committer:
             await self._merge_in(tip)
         if self.moved_back and self._in_flight is None:
             await self._land_late()
+
+    async def _take_in_rest(self, commit: bytes) -> None:
+        """Some of *commit* was taken in before a failure or a crash, and the branch may have gone on since:
+        what is theirs must not pass for ours when it is held against the next commit."""
+        if commit == self.landed:
+            self._fs.taking = None
+            return
+        try:
+            if self.head is not None and self.head != self.landed:
+                await self._lands_now(commit)
+            await self._merge_in(commit)
+        except CaiafsError:
+            if commit != self.tip:
+                self._fs.taking = None  # it may be gone, or damaged; the next try is at the tip
+            raise
 
     async def _land_late(self) -> None:
         """What kept our last commit from the branch is gone: the commit goes there now."""
@@ -616,6 +635,7 @@ class Committer:
         changes = await self._worker.ask("changes", self.landed, tip)
         when = time.time_ns()
         adoption = Adoption(self._fs, tip, when)
+        self._fs.taking = tip
         for change in changes:
             await adoption.take(change)
         await self._invalidate(adoption.touched)
@@ -635,6 +655,7 @@ class Committer:
         if not self._merge:
             self.head = self._fs.head = tip
         self.landed = tip
+        self._fs.taking = None
         if self._fs.is_dirty or unlanded:
             await self._commit(None)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ class Filesystem(Attributes):
         super().__init__(*parts, **named)
         self.replayed = 0
         self.replayed_to = 0
+        self.taking: bytes | None = None
+        """The commit from outside of which some was taken in, and perhaps not all."""
         """The position of the last record that was replayed."""
         self._distrusted: set[Node] = set()
         self._preparing: dict[type, Callable[..., None]] = {
@@ -116,7 +119,7 @@ class Filesystem(Attributes):
         last: Committed | None = None
         for record, where in self.journal.replay(position):
             if type(record) is Committed:
-                last = record
+                last, self.taking = record, None
                 continue
             if type(record) is Write and record.ino == 0:
                 continue  # of a file that had no name any more
@@ -124,6 +127,7 @@ class Filesystem(Attributes):
                 self._prepare_now(record)
                 self.tree.apply(record, where)
                 if type(record) is Adopt:
+                    self.taking = record.commit
                     self._learn_unfit(record)
             except (KeyError, AssertionError, AttributeError) as error:
                 raise JournalDamaged(
@@ -176,7 +180,10 @@ class Filesystem(Attributes):
 
     def _prepare_adopt(self, record: Adopt) -> None:
         for entry in record.entries:
-            self._load_now(self._a_directory(entry.parent))
+            node = self._load_now(self._a_directory(entry.parent)).get(entry.name)
+            if isinstance(node, Directory) and entry.ino == node.ino and entry.mode == stat.S_IFDIR:
+                for below in self._unloaded(node):
+                    self._load_now(below)
 
     def _learn_unfit(self, record: Adopt) -> None:
         for entry in record.entries:
@@ -329,6 +336,11 @@ class Filesystem(Attributes):
         """The names in a git tree that cannot be shown, with the reason. Raises FSError."""
         found: dict[bytes, str] = await self.ask(self._loader.unfit, tree, operation="list")
         return found
+
+    async def load_below(self, directory: Directory) -> None:
+        """Load *directory* and all below it; so it is when this returns. Raises FSError."""
+        for below in self._unloaded(directory):
+            await self.children(below)
 
     def adopt(self, record: Adopt, parent: Directory, unfit: dict[bytes, str] | None = None) -> None:
         """Make a change from outside true; *parent* is loaded and was checked in the same step.

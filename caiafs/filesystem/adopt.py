@@ -61,6 +61,7 @@ class Adoption:
         self._fs = fs
         self._commit = commit
         self._when = when
+        self._remoded: set[int] = set()
         self.touched: list[tuple[int, bytes]] = []
         self.notes: list[str] = []
 
@@ -95,6 +96,8 @@ class Adoption:
             return [_Step(path, old, None), _Step(path, None, new)]
         parent = await self._walk(path[:-1])
         node = None if parent is None else (await self._fs.children(parent)).get(path[-1])
+        if old is not None and old.mode == GITLINK and new is None and isinstance(node, Directory):
+            await self._end_submodule(path, old)
         if new is not None and new.mode == DIRECTORY and isinstance(node, Directory):
             both: list[_Step | _Emptied | _Unfit] = [
                 _Step((*path, entry.name), None, entry) for entry in await self._fs.entries(new.oid)
@@ -102,6 +105,17 @@ class Adoption:
             return [*both, _Unfit(path, new.oid)] if await self._fs.unfit_of(new.oid) else both
         await self._take_one(path, old, new)
         return []
+
+    async def _end_submodule(self, path: tuple[bytes, ...], old: Entry) -> None:
+        """It is none outside any more: with something of ours in it, it stays, as an ordinary directory."""
+        parent = await self._walk(path[:-1])
+        directory = await self._walk(path)
+        if directory is None:
+            return
+        await self._fs.load_below(directory)  # all of it goes from the side tree to the user's
+        is_it = parent is not None and directory.parent is parent and directory.gitlink == old.oid
+        if parent is not None and is_it and directory.children:
+            self._record(parent, AdoptEntry(parent.ino, path[-1], DIRECTORY, NO_OID, 0, directory.ino))
 
     async def _remove_if_empty(self, path: tuple[bytes, ...]) -> None:
         parent = await self._walk(path[:-1])
@@ -139,10 +153,13 @@ class Adoption:
         bumped = new is not None and new.mode == GITLINK
         ours_inside = isinstance(node, Directory) and bool(node.children) and not bumped
         busy = isinstance(node, File) and node.active  # its writer goes on, and must not write into nothing
-        if _same(node, old) and not ours_inside and not busy:
+        moded = isinstance(node, File) and node.ino in self._remoded  # by another of its names
+        if _same(node, old, moded) and not ours_inside and not busy:
             self._place(parent, path[-1], node, new, size)
             return
         shown = b"/".join(path).decode("utf-8", "replace")
+        if node is not None:
+            self._fs.tree.mark_attributes(node)  # the branch has it otherwise: a commit says that ours stays
         if new is None:
             self.notes.append(f"{shown}: removed outside, changed here: ours was kept")
             return
@@ -161,6 +178,8 @@ class Adoption:
             return
         only_mode = isinstance(node, File) and stat.S_ISREG(new.mode) and node.content.oid == new.oid
         bumped = isinstance(node, Directory) and new.mode == GITLINK  # what is in it is ours and stays
+        if only_mode and node is not None:
+            self._remoded.add(node.ino)
         ino = node.ino if node is not None and (only_mode or bumped) else self._fs.tree.next_ino
         self._record(parent, AdoptEntry(parent.ino, name, new.mode, new.oid, size, ino))
 
@@ -209,12 +228,12 @@ class Adoption:
         return directory
 
 
-def _same(node: Node | None, entry: Entry | None) -> bool:
-    """True if *node* is what *entry* says, as far as git can tell."""
+def _same(node: Node | None, entry: Entry | None, any_mode: bool = False) -> bool:
+    """True if *node* is what *entry* says, as far as git can tell; *any_mode*: executable or not."""
     if node is None or entry is None:
         return node is None and entry is None
     if isinstance(node, File):
-        executable = bool(node.mode & 0o100) == bool(entry.mode & 0o100)
+        executable = any_mode or bool(node.mode & 0o100) == bool(entry.mode & 0o100)
         return stat.S_ISREG(entry.mode) and executable and node.content.oid == entry.oid
     if isinstance(node, Symlink):
         # One that was read by a name beside git's tree has its target, and no object.

@@ -251,7 +251,9 @@ class Changes(Batches):
             if old is not None and entry.mode and entry.ino == old.ino:
                 self._mark_node(old)
                 if isinstance(old, Directory):
-                    old.gitlink = entry.oid  # the submodule's commit
+                    old.gitlink = entry.oid if entry.mode == GITLINK else None  # the submodule's commit
+                    if old.gitlink is None:
+                        self._rebuild(old)
                 elif entry.mode & 0o100:
                     old.mode |= (old.mode & 0o444) >> 2
                 else:

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import trio
 from support.core import BRANCH, WHO, Core, differences
 from test_store_support import fsck
 from test_store_support import git as run_git
 
+from caiafs.errors import StoreError
+from caiafs.filesystem.adopt import Adoption, Change
 from caiafs.tree import Directory, File
 
 Files = Mapping[str, bytes | None]
@@ -45,6 +48,13 @@ class Outside(Core):
         git(self, "update-ref", "-d", "refs/heads/theirs")
         git(self, "update-ref", BRANCH.decode(), new)
         return new
+
+    def alter(self, *lines: str) -> str:
+        """A commit by somebody else in fast-import's own words; returns its id."""
+        head = "commit refs/heads/main\ncommitter Eve <eve@example.org> 1700000000 +0000\ndata 4\nEve\n\n"
+        body = head + "from refs/heads/main^0\n" + "".join(line + "\n" for line in lines)
+        git(self, "fast-import", "--quiet", stdin=body.encode())
+        return git(self, "rev-parse", "main")
 
     def write(self, path: str, data: bytes) -> None:
         self.run(self.put, path.encode(), data)
@@ -318,3 +328,141 @@ def test_a_submodule_from_outside_is_a_directory_and_stays_what_it_was(core: Out
     core.write("a", b"ours\n")
     core.commit()
     assert git(core, "rev-parse", "main:module") == linked
+
+
+SUBMODULE = f"M 160000 {'1' * 40} module"
+
+
+@pytest.mark.parametrize("new", ["M 644 inline l\ndata 4\nnew\n", "D l"], ids=["changed", "removed"])
+def test_names_of_one_file_that_differ_outside_are_both_theirs(core: Outside, new: str) -> None:
+    node = core.run(core.find, b"a")
+    core.run(core.fs.link, node.ino, 1, b"l")
+    core.commit()
+    theirs = core.alter("M 755 inline a\ndata 12\na as it was\n", new)
+    core.commit()
+    assert core.shown().get("l") == (None if new == "D l" else b"new\n")
+    assert git(core, "rev-parse", "main") == theirs
+    assert core.run(core.find, b"a") is node
+    assert (node.mode & 0o111, node.nlink) == (0o111, 1)
+
+
+def test_what_is_kept_since_somebody_has_it_open_is_in_the_next_commit(core: Outside) -> None:
+    node = core.run(core.find, b"a")
+    assert isinstance(node, File)
+    core.fs.open(node.ino, os.O_WRONLY)
+    core.run(core.fs.write, node, 0, b"A")
+    core.commit()
+    core.push({"a": None})
+    core.commit()
+    assert core.listed()["a"] == b"A as it was\n"
+    core.fs.release(node, os.O_WRONLY)
+
+
+def test_a_submodule_removed_outside_with_ours_in_it_is_a_directory(core: Outside) -> None:
+    core.alter(SUBMODULE)
+    core.commit()
+    core.write("module/deep/mine", b"ours\n")
+    core.commit()
+    core.alter("D module")
+    core.commit()
+    assert core.listed()["module/deep/mine"] == b"ours\n"
+
+
+def test_a_submodule_that_becomes_a_directory_outside_is_one_with_ours_in_it(core: Outside) -> None:
+    core.alter(SUBMODULE)
+    core.commit()
+    core.write("module/deep/mine", b"ours\n")
+    core.commit()
+    core.alter("D module", "M 644 inline module/theirs\ndata 4\nnew\n")
+    core.commit()
+    listed = core.listed()
+    assert (listed["module/deep/mine"], listed["module/theirs"]) == (b"ours\n", b"new\n")
+
+
+class Killed(Exception):
+    """The daemon is killed."""
+
+
+def made_of_three(base: Path) -> Outside:
+    core = Outside(base)
+    for path in ("a", "b", "c", "d/x"):
+        core.write(path, b"0\n")
+    core.commit()
+    core.alter(SUBMODULE)
+    core.commit()
+    core.write("module/deep/mine", b"ours\n")
+    core.commit()
+    core.alter(
+        "D module", *(f"M 644 inline {path}\ndata 2\n1\n" for path in ("a", "b", "c", "d/x", "module/y"))
+    )
+    return core
+
+
+CAME = {
+    "a": b"2\n",
+    "b": b"1\n",
+    "c": b"1\n",
+    "d/x": b"1\n",
+    "module/deep/mine": b"ours\n",
+    "module/y": b"1\n",
+}
+
+
+@pytest.mark.parametrize("taken", range(1, 6))
+def test_a_push_after_a_kill_amid_taking_one_in_is_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    core = made_of_three(tmp_path)
+    take, count = Adoption.take, 0
+
+    async def until_killed(adoption: Adoption, change: Change) -> None:
+        nonlocal count
+        await take(adoption, change)
+        count += 1
+        if count == taken:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adoption, "take", until_killed)
+        with pytest.raises(Killed):
+            core.commit()
+    core.close()
+    core.push({"a": b"2\n"})
+    core = Outside(tmp_path)
+    core.commit()
+    assert core.shown() == core.listed() == CAME
+    core.close()
+    assert not fsck(core.git_dir)
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_push_after_a_failure_amid_taking_one_in_is_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewritten: bool
+) -> None:
+    core = made_of_three(tmp_path)
+    take, count = Adoption.take, 0
+
+    async def until_trouble(adoption: Adoption, change: Change) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            theirs = {
+                "a": b"2\n",
+                "b": b"1\n",
+                "c": b"1\n",
+                "d/x": b"1\n",
+                "module": None,
+                "module/y": b"1\n",
+            }
+            await trio.to_thread.run_sync(
+                lambda: core.push(theirs, onto="main~1" if rewritten else "refs/heads/main^0")
+            )
+            core.look()
+            raise StoreError("no luck")
+        await take(adoption, change)
+
+    monkeypatch.setattr(Adoption, "take", until_trouble)
+    core.commit()
+    assert core.shown() == core.listed() == CAME
+    core.close()
+    assert not fsck(core.git_dir)
