@@ -184,6 +184,10 @@ class Adoption:
         self._record(parent, AdoptEntry(parent.ino, name, new.mode, new.oid, size, ino))
 
     def _record(self, parent: Directory, entry: AdoptEntry) -> None:
+        old = (parent.children or {}).get(entry.name)
+        if old is not None and old.nlink > 1 and not isinstance(old, Directory):
+            # The kernel keeps the times that it has as long as it knows any of a file's names.
+            self.touched += [(directory.ino, name) for directory, name in old.links()]
         self._fs.adopt(Adopt(self._commit, self._when, (entry,)), parent)
         self.touched.append((entry.parent, entry.name))
 

@@ -346,6 +346,14 @@ def test_names_of_one_file_that_differ_outside_are_both_theirs(core: Outside, ne
     assert (node.mode & 0o111, node.nlink) == (0o111, 1)
 
 
+def test_the_kernel_forgets_every_name_of_a_file_of_which_one_changed_outside(core: Outside) -> None:
+    core.run(core.fs.link, core.run(core.find, b"a").ino, core.run(core.find, b"d").ino, b"l")
+    core.commit()
+    core.push({"a": b"theirs\n"})
+    core.commit()
+    assert {(1, b"a"), (core.run(core.find, b"d").ino, b"l")} <= set(core.touched)
+
+
 def test_what_is_kept_since_somebody_has_it_open_is_in_the_next_commit(core: Outside) -> None:
     node = core.run(core.find, b"a")
     assert isinstance(node, File)
