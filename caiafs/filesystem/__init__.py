@@ -56,9 +56,9 @@ class Filesystem(Attributes):
         super().__init__(*parts, **named)
         self.replayed = 0
         self.replayed_to = 0
+        """The position of the last record that was replayed."""
         self.taking: bytes | None = None
         """The commit from outside of which some was taken in, and perhaps not all."""
-        """The position of the last record that was replayed."""
         self._distrusted: set[Node] = set()
         self._preparing: dict[type, Callable[..., None]] = {
             Create: self._prepare_create,
