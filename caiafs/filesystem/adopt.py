@@ -110,11 +110,11 @@ class Adoption:
         """It is none outside any more: with something of ours in it, it stays, as an ordinary directory."""
         parent = await self._walk(path[:-1])
         directory = await self._walk(path)
-        if directory is None:
+        if parent is None or directory is None:
             return
         await self._fs.load_below(directory)  # all of it goes from the side tree to the user's
-        is_it = parent is not None and directory.parent is parent and directory.gitlink == old.oid
-        if parent is not None and is_it and directory.children:
+        is_there = (parent.children or {}).get(path[-1]) is directory  # it may have moved meanwhile
+        if is_there and directory.gitlink == old.oid and directory.children:
             self._record(parent, AdoptEntry(parent.ino, path[-1], DIRECTORY, NO_OID, 0, directory.ino))
 
     async def _remove_if_empty(self, path: tuple[bytes, ...]) -> None:

@@ -376,6 +376,35 @@ def test_a_submodule_removed_outside_with_ours_in_it_is_a_directory(core: Outsid
     assert core.listed()["module/deep/mine"] == b"ours\n"
 
 
+def test_a_submodule_renamed_while_its_removal_is_taken_in_is_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = Outside(tmp_path)
+    core.write("a", b"a\n")
+    core.commit()
+    core.alter(SUBMODULE)
+    core.commit()
+    core.write("module/mine", b"ours\n")
+    core.commit()
+    core.alter("D module")
+    load = core.fs.load_below
+
+    async def load_slowly(directory: Directory) -> None:
+        await load(directory)
+        await core.fs.rename(1, b"module", 1, b"moved", 0)
+
+    monkeypatch.setattr(core.fs, "load_below", load_slowly)
+    core.commit()
+    core.commit()
+    before = core.dump()
+    assert before.keys() == {b"", b"/a", b"/moved", b"/moved/mine"}
+    core.close()
+    core = Outside(tmp_path)
+    assert core.dump() == before
+    core.close()
+    assert not fsck(core.git_dir)
+
+
 def test_a_submodule_that_becomes_a_directory_outside_is_one_with_ours_in_it(core: Outside) -> None:
     core.alter(SUBMODULE)
     core.commit()
