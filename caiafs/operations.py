@@ -313,8 +313,7 @@ class Operations(pyfuse3.Operations):
             atime=attr.st_atime_ns if fields.update_atime else None,
             mtime=attr.st_mtime_ns if fields.update_mtime else None,
             ctime=attr.st_ctime_ns if fields.update_ctime else None,
-            may_keep_set_id=ctx.uid == 0,
-            may_change_mode=ctx.uid in (0, self._fs.node(inode).uid),
+            by=ctx.uid,
         )
         if self._fs.newest is not before:
             await self._fs.kept()
@@ -377,7 +376,7 @@ class Operations(pyfuse3.Operations):
             handle = self._remember(Handle(None, flags, inode, data))
             return FileInfo(fh=handle, direct_io=True, keep_cache=False)
         mode, before = self._fs.node(inode).mode, self._fs.newest
-        node = self._fs.open(inode, flags, may_keep_set_id=ctx.uid == 0)
+        node = self._fs.open(inode, flags, by=ctx.uid)
         if flags & os.O_TRUNC:
             try:
                 await self._fs.acknowledged(before)

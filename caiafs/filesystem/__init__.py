@@ -200,10 +200,10 @@ class Filesystem(Attributes):
 
     # ---- contents
 
-    def open(self, ino: int, flags: int, may_keep_set_id: bool = True) -> Node:
+    def open(self, ino: int, flags: int, by: int = 0) -> Node:
         """One more user of *ino*. Raises FSError(EROFS, EISDIR).
 
-        With O_TRUNC the file is emptied, and loses its set-id bits unless the caller *may_keep_set_id*.
+        With O_TRUNC the file is emptied, and loses its set-id bits unless *by*, the caller's uid, is root's.
         """
         node = self.node(ino)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -213,7 +213,7 @@ class Filesystem(Attributes):
                 raise FSError(errno.EISDIR)
         if isinstance(node, File):
             if flags & os.O_TRUNC and (node.content.size or node.nlink):
-                self.set_attributes(ino, size=0, may_keep_set_id=may_keep_set_id, emptied=True)
+                self.set_attributes(ino, size=0, emptied=True, by=by)
             elif node.content.is_unreadable:
                 raise FSError(errno.EIO, f"inode {ino}: git does not have its blob, or it is damaged")
             node.writers += writes

@@ -45,25 +45,25 @@ class Attributes(Names):
     def set_attributes(
         self, ino: int, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
         size: int | None = None, atime: int | None = None, mtime: int | None = None, ctime: int | None = None,
-        may_keep_set_id: bool = True, may_change_mode: bool = True, emptied: bool = False,
+        emptied: bool = False, by: int = 0,
     ) -> Node:  # fmt: skip
         """What chmod, chown, truncate and utimensat do, as one change. None leaves a field as it is.
 
-        Set-id bits go with a new owner, and with a new size unless the caller *may_keep_set_id*.
+        Set-id bits go with a new owner, and with a new size unless *by*, the caller's uid, is root's.
         With no field at all the kernel takes them from a file that is written to. A ctime alone is a
-        chown(2) that names nobody. The kernel lets everybody do that, so it takes set-id bits only if the
-        caller *may_change_mode*, else it is EPERM. A size that is there already changes
-        nothing, unless the file is *emptied* by O_TRUNC.
+        chown(2) that names nobody. The kernel lets everybody do that, so it takes set-id bits only for
+        root and the owner, else it is EPERM. A size that is there already changes nothing, unless the file
+        is *emptied* by O_TRUNC.
         """
         node = self.node(ino)
         now = self.now()
         if mode is None and node.mode & SET_ID and not isinstance(node, Directory):
             bare = uid is gid is size is mtime is atime is None
             is_chown = uid is not None or gid is not None or bare
-            if is_chown or (size is not None and not may_keep_set_id):
+            if is_chown or (size is not None and by != 0):
                 kept = _without_set_id(node.mode)
                 mode = None if kept == node.mode else kept & 0o7777
-                if mode is not None and bare and ctime is not None and not may_change_mode:
+                if mode is not None and bare and ctime is not None and by not in (0, node.uid):
                     raise FSError(errno.EPERM)
         if size is not None:
             if isinstance(node, Directory):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,16 @@ def test_files_made_here_are_forgotten_once_git_has_them(tmp_path: Path) -> None
     core.close()
 
 
+def make_within(limit: int, core: Core, make: Callable[[int], Awaitable[None]], folders: int) -> None:
+    """Make folders; what is attached to their inodes makes a commit due before it is much, and then goes."""
+    for folder in range(folders):
+        trio.run(make, folder)
+        if core.fs.pressure.is_set():
+            core.commit()
+            assert core.tree.attached_bytes < limit * 2 // 5
+        assert core.memory.statistics()["inode_bytes"] < limit
+
+
 def test_targets_of_symlinks_count(tmp_path: Path) -> None:
     limit = 1 << 20
     core = Core(tmp_path, memory=limit)
@@ -304,12 +315,7 @@ def test_targets_of_symlinks_count(tmp_path: Path) -> None:
         for number in range(60):
             await core.fs.create(parent.ino, b"l%d" % number, 0o120777, WHO, target=b"t" * 4000)
 
-    for folder in range(10):
-        trio.run(link, folder)
-        if core.fs.pressure.is_set():
-            core.commit()
-            assert core.tree.attached_bytes < limit * 2 // 5
-        assert core.memory.statistics()["inode_bytes"] < limit
+    make_within(limit, core, link, 10)
     node = core.run(core.find, b"0/l0")
     before = core.tree.attached_bytes
     assert core.run(core.fs.readlink, node.ino) == b"t" * 4000
@@ -328,12 +334,7 @@ def test_extended_attributes_count(tmp_path: Path) -> None:
             node = await core.put(b"%d/f%d" % (folder, number))
             core.fs.set_xattr(node.ino, b"user.a", value, lambda gid: True)
 
-    for folder in range(12):
-        trio.run(write, folder)
-        if core.fs.pressure.is_set():
-            core.commit()
-            assert core.tree.attached_bytes < limit * 2 // 5
-        assert core.memory.statistics()["inode_bytes"] < limit
+    make_within(limit, core, write, 12)
     assert core.tree.attached_bytes == sum(node.attached_bytes for node in core.tree.nodes.values())
     node = core.run(core.find, b"0/f0")
     assert core.fs.get_xattr(node.ino, b"user.a") == value

@@ -22,11 +22,16 @@ def small(tmp_path: Path) -> Iterator[Lab]:
     made.end()
 
 
-def test_torn_tail_is_a_note(lab: Lab) -> None:
+def two_writes(lab: Lab) -> None:
+    """A session that ended with two files in the journal alone."""
     session = filled(lab)
     session.write("one", b"first")
     session.write("two", b"second")
     lab.end()
+
+
+def test_torn_tail_is_a_note(lab: Lab) -> None:
+    two_writes(lab)
     segment, _, end = lab.write_of(b"second")
     os.truncate(segment, end - 3)
     result = lab.check()
@@ -123,10 +128,7 @@ def test_any_flipped_byte_of_a_record_is_found_and_mended(lab: Lab, at: int) -> 
 
 
 def test_unsynced_damage_before_whole_records_is_a_problem(lab: Lab) -> None:
-    session = filled(lab)
-    session.write("one", b"first")
-    session.write("two", b"second")
-    lab.end()
+    two_writes(lab)
     segment, _, end = lab.write_of(b"first")
     flip(segment, end - 1)
     result = lab.check()
@@ -137,10 +139,7 @@ def test_unsynced_damage_before_whole_records_is_a_problem(lab: Lab) -> None:
 
 
 def test_what_a_mount_set_aside_is_noted_and_saved(lab: Lab) -> None:
-    session = filled(lab)
-    session.write("one", b"first")
-    session.write("two", b"second")
-    lab.end()
+    two_writes(lab)
     segment, _, end = lab.write_of(b"first")
     flip(segment, end - 1)
     session = lab.mounts()

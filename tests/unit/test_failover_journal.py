@@ -54,6 +54,16 @@ def test_a_failing_journal_is_not_asked_again_before_its_pause_is_over(stage: St
     played(stage, play)
 
 
+async def goes_on_behind_the_gap(stage: Stage) -> None:
+    """Both tiers work again: what comes now is there after a crash, beside what came before."""
+    stage.heal()
+    stage.time += 60
+    await stage.core.put(b"late", b"in the journal, behind the gap")
+    before = await stage.core._dump()
+    assert before.keys() == {b"", b"/early", b"/late"}
+    assert not differences(before, await stage.crashed())
+
+
 def test_changes_that_were_acknowledged_before_survive_a_journal_that_fails_later(stage: Stage) -> None:
     """They are in segments on disk, before a gap in the positions: recovery takes them in. off:
     `header.follows` taken from the end of volatile segments."""
@@ -62,12 +72,7 @@ def test_changes_that_were_acknowledged_before_survive_a_journal_that_fails_late
         await stage.core.put(b"early", b"in the journal")
         stage.fail("both")
         await refused(lambda: stage.core.put(b"refused", b"x" * 5000))
-        stage.heal()
-        stage.time += 60
-        await stage.core.put(b"late", b"in the journal, behind the gap")
-        before = await stage.core._dump()
-        assert before.keys() == {b"", b"/early", b"/late"}
-        assert not differences(before, await stage.crashed())
+        await goes_on_behind_the_gap(stage)
 
     played(stage, play)
 
@@ -86,12 +91,7 @@ def test_a_journal_that_tore_a_record_and_could_not_cut_it_off_loses_nothing_beh
         stage.git.code = errno.EROFS
         error = await refused(lambda: stage.core.put(b"refused", b"x" * 5000))
         assert error.errno == errno.EROFS
-        stage.heal()
-        stage.time += 60
-        await stage.core.put(b"late", b"in the journal, behind the gap")
-        before = await stage.core._dump()
-        assert before.keys() == {b"", b"/early", b"/late"}
-        assert not differences(before, await stage.crashed())
+        await goes_on_behind_the_gap(stage)
 
     played(stage, play)
 

@@ -12,13 +12,15 @@ import pyfuse3
 import pytest
 import trio
 from support.calls import FOLDER, LINK, make, refuses, same, set_xattr, write
-from support.core import Core
+from support.core import WHO, Core
 from support.disks import FailingDisk
 
 from caiafs.filesystem import XATTR_SIZE_MAX, acl
 from caiafs.operations import Operations
 from caiafs.tree import ROOT_INO, File
 from caiafs.virtual import Virtual
+
+STRANGER = 4711
 
 # ---- modes, owners and times
 
@@ -41,18 +43,18 @@ def test_set_id_bits_go_with_an_owner_and_with_a_size(
 ) -> None:
     file = make(core, b"file", data=b"data")
     core.fs.set_attributes(file.ino, mode=0o6777)
-    core.fs.set_attributes(file.ino, may_keep_set_id=privileged, **change)  # type: ignore[arg-type]
+    core.fs.set_attributes(file.ino, by=0 if privileged else WHO.uid, **change)  # type: ignore[arg-type]
     assert file.mode & 0o7777 == left
 
 
 def test_a_chown_of_nobody_takes_no_set_id_bits_for_who_may_not_change_the_mode(core: Core) -> None:
     file = make(core, b"file", data=b"data")
     core.fs.set_attributes(file.ino, mode=0o4755)
-    refuses(errno.EPERM, core.fs.set_attributes, file.ino, ctime=7, may_change_mode=False)
+    refuses(errno.EPERM, core.fs.set_attributes, file.ino, ctime=7, by=STRANGER)
     assert file.mode & 0o7777 == 0o4755
-    core.fs.set_attributes(file.ino, may_change_mode=False)  # the kernel's, before a write
+    core.fs.set_attributes(file.ino, by=STRANGER)  # the kernel's, before a write
     assert file.mode & 0o7777 == 0o755
-    core.fs.set_attributes(file.ino, ctime=7, may_change_mode=False)  # there is nothing to take
+    core.fs.set_attributes(file.ino, ctime=7, by=STRANGER)  # there is nothing to take
     assert file.ctime == 7
 
 
